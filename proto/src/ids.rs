@@ -92,7 +92,7 @@ pub struct Lease {
 
 /// A logged-in connection, unique within one run of a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
-pub struct SessionId(pub u64);
+pub struct SessionId(pub u32);
 
 /// W3C trace context in binary: trace id, parent span id, flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,0 +1,279 @@
+//! nats-server, JetStream: a work-queue stream, one durable pull consumer that the workers share, asynchronous
+//! publishing with acknowledgements, results published to the submitter's subject.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use super::nats::{CONNECT, Op, publish, result_subject};
+use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
+use crate::measure::Tally;
+use crate::run::{Client, Stamps};
+use crate::server::{Server, find};
+
+pub(crate) struct JetStream;
+
+impl System for JetStream {
+    fn refuses(&self, kind: Kind, _: Durability) -> Option<&'static str> {
+        (kind == Kind::PubSub)
+            .then_some("JetStream is compared as a work queue; core NATS is for publish/subscribe")
+    }
+
+    fn start(&self, setup: &Setup) -> Result<Server> {
+        let program = find("nats-server")?;
+        let dir = TempDir::new()?;
+        let store = dir.path().join("store");
+        let mut config = format!("jetstream {{ store_dir: {store:?}, max_mem: 8G");
+        if setup.durability == Durability::Journal {
+            config.push_str(", sync_interval: always");
+        }
+        config.push_str(" }\n");
+        let path = dir.path().join("nats.conf");
+        std::fs::write(&path, config)?;
+        Server::start(dir, |port, _| {
+            let mut c = Command::new(&program);
+            c.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"]).arg(&path);
+            c
+        })
+    }
+
+    fn prepare(&self, server: &Server, job: &Job, durability: Durability) -> Result<()> {
+        let storage = if durability == Durability::Memory { "memory" } else { "file" };
+        let mut admin = Admin::connect(server)?;
+        admin.ask(
+            "$JS.API.STREAM.CREATE.W",
+            &format!(
+                r#"{{"name":"W","subjects":["t"],"retention":"workqueue","storage":"{storage}","num_replicas":1}}"#
+            ),
+        )?;
+        if job.consumers > 0 {
+            let memory = durability == Durability::Memory;
+            admin.ask(
+                "$JS.API.CONSUMER.DURABLE.CREATE.W.C",
+                &format!(
+                    r#"{{"stream_name":"W","config":{{"durable_name":"C","ack_policy":"explicit","max_ack_pending":1000000,"mem_storage":{memory}}}}}"#
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn clients(&self, job: &Job) -> Clients {
+        let subjects: Vec<String> = (0..job.producers).map(|i| format!("r{i}")).collect();
+        let batch = (job.in_flight / job.consumers.max(1)).clamp(1, 512);
+        let workers = (0..job.consumers).map(|i| {
+            let worker = Worker {
+                number: i,
+                batch,
+                asked: 0,
+                results: Results::new(job.result_size),
+                subjects: subjects.clone(),
+                acks: Vec::new(),
+                ready: false,
+            };
+            (Role::Receiver, Box::new(worker) as Box<dyn Client>)
+        });
+        let submitters = (0..job.producers).map(|i| {
+            let before = format!("PUB t a{i} {}\r\n", job.size);
+            let template = Template::new(before.as_bytes(), job.size, i, b"\r\n");
+            (Role::Producer, Box::new(Submitter { number: i, template, ready: false }) as Box<dyn Client>)
+        });
+        workers.chain(submitters).collect()
+    }
+
+    fn idle(&self) -> Box<dyn Client> {
+        Box::new(Submitter { number: 0, template: Template::new(b"", 16, 0, b""), ready: false })
+    }
+}
+
+/// A blocking connection for the requests that set things up.
+struct Admin {
+    stream: TcpStream,
+}
+
+impl Admin {
+    fn connect(server: &Server) -> Result<Self> {
+        let mut stream = TcpStream::connect(server.addr)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(format!("{CONNECT}SUB admin 1\r\n").as_bytes())?;
+        Ok(Self { stream })
+    }
+
+    fn ask(&mut self, subject: &str, body: &str) -> Result<()> {
+        let request = format!("PUB {subject} admin {}\r\n{body}\r\n", body.len());
+        self.stream.write_all(request.as_bytes())?;
+        let (mut input, mut piece) = (Vec::new(), [0; 4096]);
+        loop {
+            let n = self.stream.read(&mut piece).with_context(|| format!("{subject} has no answer"))?;
+            if n == 0 {
+                bail!("nats-server closed the connection");
+            }
+            input.extend_from_slice(&piece[..n]);
+            let mut at = 0;
+            while let Some((op, n)) = Op::read(&input[at..])? {
+                at += n;
+                match op {
+                    Op::Msg { payload, .. } => return refused(payload),
+                    Op::Headers { head } => bail!("{subject}: {}", String::from_utf8_lossy(head).trim_end()),
+                    _ => {}
+                }
+            }
+            input.drain(..at);
+        }
+    }
+}
+
+/// Whether an answer of JetStream is an error.
+fn refused(answer: &[u8]) -> Result<()> {
+    if memchr::memmem::find(answer, b"\"error\"").is_some() {
+        bail!("JetStream: {}", String::from_utf8_lossy(answer));
+    }
+    Ok(())
+}
+
+struct Submitter {
+    number: usize,
+    template: Template,
+    ready: bool,
+}
+
+impl Client for Submitter {
+    fn hello(&mut self, out: &mut Vec<u8>) {
+        let i = self.number;
+        out.extend_from_slice(format!("{CONNECT}SUB r{i} 1\r\nSUB a{i} 2\r\nPING\r\n").as_bytes());
+    }
+
+    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
+        let mut at = 0;
+        while let Some((op, n)) = Op::read(&input[at..])? {
+            at += n;
+            match op {
+                Op::Msg { args: [b'r', ..], payload } => tally.done(payload),
+                Op::Msg { payload, .. } => {
+                    refused(payload)?;
+                    tally.accepted += 1;
+                }
+                Op::Headers { head } => bail!("JetStream: {}", String::from_utf8_lossy(head).trim_end()),
+                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
+                Op::Pong => self.ready = true,
+                Op::Other => {}
+            }
+        }
+        Ok(at)
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+
+    fn produce(&mut self, stamps: Stamps, out: &mut Vec<u8>) {
+        stamps.for_each(|s| self.template.write(s, out));
+    }
+}
+
+/// Keeps between one and two batches asked for, so that the server never waits for the next pull.
+struct Worker {
+    number: usize,
+    batch: usize,
+    asked: usize,
+    results: Results,
+    subjects: Vec<String>,
+    acks: Vec<u8>,
+    ready: bool,
+}
+
+impl Worker {
+    fn pull(&mut self, out: &mut Vec<u8>) {
+        while self.asked <= self.batch {
+            let body = format!("{{\"batch\":{}}}", self.batch);
+            let mut head = String::new();
+            write!(head, "PUB $JS.API.CONSUMER.MSG.NEXT.W.C w{} {}\r\n", self.number, body.len())
+                .expect("writing to memory");
+            out.extend_from_slice(head.as_bytes());
+            out.extend_from_slice(body.as_bytes());
+            out.extend_from_slice(b"\r\n");
+            self.asked += self.batch;
+        }
+    }
+}
+
+impl Client for Worker {
+    fn hello(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{CONNECT}SUB w{} 1\r\n", self.number).as_bytes());
+        self.pull(out);
+        out.extend_from_slice(b"PING\r\n");
+    }
+
+    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
+        let mut at = 0;
+        while let Some((op, n)) = Op::read(&input[at..])? {
+            at += n;
+            match op {
+                Op::Msg { args, payload } => {
+                    tally.assigned(payload);
+                    self.asked = self.asked.saturating_sub(1);
+                    let Some(space) = memchr::memrchr(b' ', args) else {
+                        bail!("a task without a reply subject")
+                    };
+                    publish(out, result_subject(payload, &self.subjects)?, self.results.of(payload));
+                    // An empty acknowledgement is a plain one.
+                    publish(&mut self.acks, &args[space + 1..], b"");
+                }
+                // A pull request has ended: 404, 408, 409.
+                Op::Headers { .. } => self.asked = self.asked.saturating_sub(self.batch),
+                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
+                Op::Pong => self.ready = true,
+                Op::Other => {}
+            }
+        }
+        out.append(&mut self.acks);
+        self.pull(out);
+        Ok(at)
+    }
+
+    fn ready(&self) -> bool {
+        self.ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::split_everywhere;
+    use super::*;
+
+    fn worker() -> Box<dyn Client> {
+        let job =
+            Job { kind: Kind::Task, producers: 2, consumers: 1, size: 20, result_size: 64, in_flight: 4 };
+        let mut worker = JetStream.clients(&job).remove(0).1;
+        worker.hello(&mut Vec::new());
+        worker
+    }
+
+    #[test]
+    fn a_worker_publishes_acknowledges_and_asks_again() {
+        let mut input = b"PONG\r\n".to_vec();
+        for producer in [0, 1, 0, 1] {
+            let head = b"MSG w0 1 $JS.ACK.W.C.1.1.1.0.0 20\r\n";
+            Template::new(head, 20, producer, b"\r\n").write(5, &mut input);
+        }
+        let (out, mut tally) = split_everywhere(&input, worker);
+        let text = String::from_utf8_lossy(&out);
+        assert_eq!((tally.assigned.count(), text.matches("PUB r1 64\r\n").count()), (4, 2));
+        assert_eq!(text.matches("PUB $JS.ACK.W.C.1.1.1.0.0 0\r\n\r\n").count(), 4);
+        assert_eq!(text.matches("MSG.NEXT").count(), 1);
+    }
+
+    #[test]
+    fn a_refused_publish_ends_the_run() {
+        let input = b"MSG a0 2 21\r\n{\"error\":{\"code\":503}\r\n";
+        assert!(JetStream.idle().receive(input, &mut Vec::new(), &mut Tally::new()).is_err());
+        let (_, tally) =
+            split_everywhere(b"MSG a0 2 24\r\n{\"stream\":\"W\", \"seq\": 11}\r\n", || JetStream.idle());
+        assert_eq!(tally.accepted, 1);
+    }
+}

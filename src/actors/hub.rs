@@ -1,0 +1,289 @@
+//! A hub shard: messages in, messages out. Subjects are spread over the shards by hash.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, SpawnHandle, StreamHandler};
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use hive_proto::error::Code;
+use hive_proto::frame::write_frame;
+use hive_proto::{Flags, FrameRef, Frames, Op, SessionId, WireError, ids::Durability, messages};
+
+use super::Clock;
+use super::directory::{Directory, Peer};
+use super::mailbox::{Batch, Inlet, Input};
+use super::outgoing::{Outgoing, restarted};
+use super::supervise::DeathGuard;
+use crate::core::hub::{Counters, Hub, HubLimits, HubSink};
+use crate::core::time::Tick;
+
+/// What outlives an incarnation.
+#[derive(Debug)]
+struct Legacy {
+    setup: Setup,
+    /// Subscribe frames of open subscriptions and whether they were copies for this shard.
+    subscriptions: HashMap<SessionId, HashMap<u32, (Bytes, bool)>>,
+}
+
+/// What a hub shard needs to begin.
+#[derive(Debug)]
+pub struct Setup {
+    /// Number of the shard.
+    pub shard: u8,
+    /// Where sessions put batches.
+    pub inlet: Inlet,
+    /// Who is connected.
+    pub directory: Arc<Directory>,
+    /// Bounds.
+    pub limits: HubLimits,
+    /// Time.
+    pub clock: Clock,
+    /// Random.
+    pub hash_seed: u64,
+}
+
+/// A factory for [`super::supervise::Supervised::start`].
+pub fn factory(setup: Setup) -> impl FnMut(u32, DeathGuard) -> HubShard {
+    let legacy = Rc::new(RefCell::new(Legacy { setup, subscriptions: HashMap::new() }));
+    move |incarnation, guard| HubShard::new(incarnation, guard, legacy.clone())
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct HubShard {
+    hub: Hub,
+    out: Outgoing,
+    inputs: Vec<Input>,
+    /// The control frames in hand, so that a panic can be answered.
+    in_hand: Option<(SessionId, Vec<u8>)>,
+    legacy: Rc<RefCell<Legacy>>,
+    clock: Clock,
+    timer: Option<(Tick, SpawnHandle)>,
+    guard: DeathGuard,
+    fault: bool,
+}
+
+impl HubShard {
+    fn new(incarnation: u32, guard: DeathGuard, legacy: Rc<RefCell<Legacy>>) -> Self {
+        let l = legacy.borrow();
+        let s = &l.setup;
+        let mut hub = Hub::new(s.shard, s.limits.clone(), s.hash_seed.wrapping_add(u64::from(incarnation)));
+        let mut out = Outgoing::new(s.directory.clone(), Durability::Memory);
+        if incarnation > 0 {
+            report_loss(&s.directory);
+            out.muted = true;
+            for (session, subscriptions) in &l.subscriptions {
+                for (frame, quiet) in subscriptions.values() {
+                    hub.apply((s.clock)(), *session, BytesMut::from(&frame[..]), *quiet, &mut out);
+                }
+            }
+            out.muted = false;
+        }
+        let clock = s.clock;
+        drop(l);
+        Self { hub, out, inputs: Vec::new(), in_hand: None, legacy, clock, timer: None, guard, fault: false }
+    }
+
+    fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            self.guard.blame(&*panic);
+            self.out.abandon();
+            self.refuse_inputs();
+            actix::ActorContext::terminate(ctx);
+            return;
+        }
+        self.arm(ctx);
+    }
+
+    /// Publishing is at most once, so only those who wait for an answer are told.
+    fn refuse_inputs(&mut self) {
+        let refuse = |out: &mut Outgoing, from, frames: &[u8]| {
+            for frame in Frames(frames).filter(|f| f.prefix.id != 0 && f.prefix.op != Op::Reply as u8) {
+                HubSink::error(out, from, frame.prefix.id, restarted("the hub shard"));
+            }
+        };
+        if let Some((from, frames)) = self.in_hand.take() {
+            refuse(&mut self.out, from, &frames);
+        }
+        for input in self.inputs.drain(..) {
+            match input {
+                Input::Frames(batch) => refuse(&mut self.out, batch.from.session, &batch.chunk),
+                Input::Closed(session) => {
+                    self.legacy.borrow_mut().subscriptions.remove(&session);
+                }
+            }
+        }
+        self.out.flush();
+    }
+
+    fn process(&mut self) {
+        let now = (self.clock)();
+        assert!(!std::mem::take(&mut self.fault), "injected fault");
+        self.inputs.reverse(); // taken from the end, so that a panic leaves the rest to `refuse_inputs`
+        while let Some(input) = self.inputs.pop() {
+            match input {
+                Input::Frames(batch) => self.apply(now, batch),
+                Input::Closed(session) => {
+                    self.hub.session_closed(session, &mut self.out);
+                    self.legacy.borrow_mut().subscriptions.remove(&session);
+                    self.out.closed(session);
+                }
+            }
+        }
+        self.out.flush();
+    }
+
+    /// A batch holds either data, or control, or messages to agents; its first frame tells.
+    fn apply(&mut self, now: Tick, batch: Batch) {
+        match batch.chunk.get(5).and_then(|op| Op::from_u8(*op)) {
+            Some(Op::Subscribe | Op::Unsubscribe) => self.control(now, batch),
+            Some(Op::Direct | Op::Broadcast) => {
+                for frame in Frames(&batch.chunk) {
+                    if let Err(e) = self.to_agents(&batch.from, &frame) {
+                        HubSink::error(&mut self.out, batch.from.session, frame.prefix.id, e);
+                    }
+                }
+            }
+            _ => self.hub.apply(now, batch.from.session, batch.chunk, batch.quiet, &mut self.out),
+        }
+    }
+
+    fn control(&mut self, now: Tick, mut batch: Batch) {
+        let from = batch.from.session;
+        self.in_hand = Some((from, batch.chunk.to_vec()));
+        while let Some(frame) = Frames(&batch.chunk).next() {
+            let prefix = frame.prefix;
+            let one = batch.chunk.split_to(hive_proto::PREFIX_LEN + prefix.length as usize);
+            let copy = Bytes::copy_from_slice(&one);
+            let before = self.hub.counters().subscriptions;
+            self.hub.apply(now, from, one, batch.quiet, &mut self.out);
+            let after = self.hub.counters().subscriptions;
+            let mut legacy = self.legacy.borrow_mut();
+            let mine = legacy.subscriptions.entry(from).or_default();
+            if after > before {
+                mine.insert(prefix.id, (copy, batch.quiet));
+            } else if after < before {
+                mine.remove(&prefix.id);
+            }
+        }
+        self.in_hand = None;
+    }
+
+    fn to_agents(&mut self, from: &Arc<Peer>, frame: &FrameRef<'_>) -> Result<(), WireError> {
+        let op = frame.op()?;
+        let (trace, rest) = frame.traced_header()?;
+        let mut message = Vec::new();
+        let flags = if op == Op::Broadcast { Flags::BROADCAST } else { 0 } | frame.prefix.flags.0 & Flags::TRACE;
+        let trace = trace.as_ref().map_or(&[][..], |t| &t.0);
+        write_frame(&mut message, Op::Message, flags, 0, 0, &[trace, from.agent.as_bytes()], frame.payload);
+        let message = Bytes::from(message);
+        let mut reached = 0_usize;
+        if op == Op::Broadcast {
+            let directory = self.legacy.borrow().setup.directory.clone();
+            directory.for_each(|peer| {
+                if peer.session != from.session && peer.outbox.deliver(0, 1, message.clone()) {
+                    reached += 1;
+                }
+            });
+        } else {
+            let agent = hive_proto::names::agent(rest)?;
+            let peer = self.legacy.borrow().setup.directory.agent(agent);
+            let unknown = || WireError::new(Code::UnknownAgent, format!("no agent {agent:?} is connected"));
+            if !peer.ok_or_else(unknown)?.outbox.deliver(0, 1, message) {
+                return Err(WireError::new(Code::ReceiverSlow, format!("agent {agent:?} does not read")).retry_after(100));
+            }
+            reached = 1;
+        }
+        self.out.delivered += reached as u64;
+        if frame.prefix.flags.has(Flags::ACK) {
+            HubSink::ok(&mut self.out, from.session, frame.prefix.id, reached.min(usize::from(u16::MAX)) as u16);
+        }
+        Ok(())
+    }
+
+    fn arm(&mut self, ctx: &mut Context<Self>) {
+        let Some(next) = self.hub.next_deadline() else { return };
+        if let Some((at, handle)) = self.timer {
+            if at <= next {
+                return;
+            }
+            ctx.cancel_future(handle);
+        }
+        let wait = std::time::Duration::from_nanos(next.since((self.clock)()).max(1_000_000));
+        let handle = ctx.run_later(wait, |this, ctx| {
+            this.timer = None;
+            this.guarded(ctx, |this| {
+                this.hub.on_deadline((this.clock)(), &mut this.out);
+                this.out.flush();
+            });
+        });
+        self.timer = Some((next, handle));
+    }
+}
+
+/// Requests under way are gone; those who may have sent one are told by an error that answers none in particular.
+fn report_loss(directory: &Directory) {
+    let text = "a hub shard restarted; requests that were not answered yet have failed";
+    let error = messages::encode(&WireError::new(Code::Restarted, text).maybe_done());
+    directory.for_each(|peer| {
+        if peer.requests.load(Ordering::Relaxed) {
+            peer.outbox.answer(Op::Error, 0, 0, &error, &[]);
+        }
+    });
+}
+
+impl Actor for HubShard {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.add_stream(self.legacy.borrow().setup.inlet.ready());
+    }
+}
+
+impl StreamHandler<()> for HubShard {
+    fn handle(&mut self, (): (), ctx: &mut Self::Context) {
+        self.legacy.borrow().setup.inlet.take(&mut self.inputs);
+        self.guarded(ctx, Self::process);
+    }
+}
+
+/// Asks a hub shard for its state.
+#[derive(Debug, Message)]
+#[rtype(result = "View")]
+pub struct GetView;
+
+/// State of a hub shard.
+#[derive(Debug, Clone, Copy, MessageResponse)]
+pub struct View {
+    /// Events since this incarnation began.
+    pub counters: Counters,
+    /// Messages queued for receivers.
+    pub delivered: u64,
+    /// Messages that slow receivers lost.
+    pub lost: u64,
+}
+
+impl Handler<GetView> for HubShard {
+    type Result = View;
+
+    fn handle(&mut self, _: GetView, _: &mut Self::Context) -> View {
+        View { counters: self.hub.counters(), delivered: self.out.delivered, lost: self.out.lost }
+    }
+}
+
+/// Makes the actor panic in the middle of its next batch (fault injection).
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Fault;
+
+impl Handler<Fault> for HubShard {
+    type Result = ();
+
+    fn handle(&mut self, _: Fault, _: &mut Self::Context) {
+        self.fault = true;
+    }
+}

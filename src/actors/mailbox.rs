@@ -1,0 +1,127 @@
+//! The seam between sessions and actors: a bounded channel of batches.
+//!
+//! Not a tokio channel, for three reasons: the receiver takes everything that waits with one lock; what waits survives
+//! the receiver's panic, because the channel belongs to both sides; and a waiting sender costs nothing while idle
+//! (a tokio channel would put 1 KiB into each of ten thousand idle sessions).
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::BytesMut;
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+
+use super::directory::Peer;
+use crate::core::time::Tick;
+use hive_proto::SessionId;
+
+/// Batches that may wait for one actor.
+const BATCHES_MAX: usize = 4096;
+/// Bytes that may wait for one actor.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What sessions tell an actor.
+#[derive(Debug)]
+pub enum Input {
+    /// Complete frames that a session has cut and judged.
+    Frames(Batch),
+    /// A session is gone.
+    Closed(SessionId),
+}
+
+/// Frames of one session for one actor.
+#[derive(Debug)]
+pub struct Batch {
+    /// Who sent them.
+    pub from: Arc<Peer>,
+    /// Complete frames, owned by nobody else.
+    pub chunk: BytesMut,
+    /// When they were read.
+    pub read_at: Tick,
+    /// Copies of subscriptions for the other hub shards: not answered.
+    pub quiet: bool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    inputs: Vec<Input>,
+    bytes: usize,
+    blocked: Vec<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    receiver: AtomicWaker,
+}
+
+/// The channel; both ends are clones of it.
+#[derive(Clone, Debug, Default)]
+pub struct Inlet(Arc<Shared>);
+
+impl Inlet {
+    /// Queues a batch, or gives it back and wakes the caller when there is room.
+    ///
+    /// # Errors
+    /// The batch, when the channel is full.
+    pub fn push(&self, batch: Batch, cx: &Context<'_>) -> Result<(), Batch> {
+        let mut q = self.0.queue.lock();
+        if q.inputs.len() >= BATCHES_MAX || q.bytes + batch.chunk.len() > BYTES_MAX && !q.inputs.is_empty() {
+            q.blocked.push(cx.waker().clone());
+            return Err(batch);
+        }
+        q.bytes += batch.chunk.len();
+        let first = q.inputs.is_empty();
+        q.inputs.push(Input::Frames(batch));
+        drop(q);
+        if first {
+            self.0.receiver.wake();
+        }
+        Ok(())
+    }
+
+    /// Says that a session is gone. Never refused: there is one for each session.
+    pub fn closed(&self, session: SessionId) {
+        self.0.queue.lock().inputs.push(Input::Closed(session));
+        self.0.receiver.wake();
+    }
+
+    /// Takes everything that waits; `into` must be empty.
+    pub fn take(&self, into: &mut Vec<Input>) {
+        let blocked = {
+            let mut q = self.0.queue.lock();
+            std::mem::swap(&mut q.inputs, into);
+            q.bytes = 0;
+            std::mem::take(&mut q.blocked)
+        };
+        for waker in blocked {
+            waker.wake();
+        }
+    }
+
+    /// Batches that wait.
+    pub fn depth(&self) -> usize {
+        self.0.queue.lock().inputs.len()
+    }
+
+    /// Becomes ready whenever something waits.
+    pub fn ready(&self) -> Ready {
+        Ready(self.clone())
+    }
+}
+
+/// The stream that an actor consumes: one item says that there is something to [`Inlet::take`].
+#[derive(Debug)]
+pub struct Ready(Inlet);
+
+impl Stream for Ready {
+    type Item = ();
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<()>> {
+        let shared = &self.0.0;
+        shared.receiver.register(cx.waker());
+        if shared.queue.lock().inputs.is_empty() { Poll::Pending } else { Poll::Ready(Some(())) }
+    }
+}

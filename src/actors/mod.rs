@@ -1,0 +1,22 @@
+//! The only place that implements actix traits. Actors are thin: take a batch, read the clock once, apply it to the
+//! core, send the effects.
+//!
+//! ```text
+//!  session task ──Batch──▶ Inlet ──▶ Dispatcher (core::tasks)  ──frames──▶ Outbox ──▶ session task
+//!  (edge::tcp)  ──Batch──▶ Inlet ──▶ HubShard   (core::hub)    ──frames──▶ Outbox ──▶ session task
+//! ```
+
+pub mod directory;
+pub mod dispatcher;
+pub mod hub;
+pub mod mailbox;
+pub mod outbox;
+pub mod outgoing;
+pub mod sessions;
+pub mod stats;
+pub mod supervise;
+
+use crate::core::time::Tick;
+
+/// How actors read the clock: monotonic nanoseconds since the process began. `edge::clock` is the real one.
+pub type Clock = fn() -> Tick;

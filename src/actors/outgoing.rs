@@ -1,0 +1,294 @@
+//! Effects become frames here: one buffer per destination, one push per destination and batch.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+use hive_proto::error::Code;
+use hive_proto::items::{Assign, Item, Progressed, Refused, Revoked, Task};
+use hive_proto::{FrameBuilder, Op, SessionId, TaskId, WireError, ids::Durability, messages};
+
+use super::directory::{Directory, Peer};
+use super::outbox::FRAGMENT_BYTES;
+use crate::core::hub::HubSink;
+use crate::core::tasks::TaskSink;
+
+/// A frame of items is closed at this size, bytes, so that a client gets the first ones early.
+const FRAME_BYTES: usize = 128 * 1024;
+
+/// Destinations of one actor, kept from batch to batch.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    directory: Arc<Directory>,
+    dests: Vec<Dest>,
+    free: Vec<usize>,
+    by_session: HashMap<SessionId, usize, foldhash::fast::FixedState>,
+    touched: Vec<usize>,
+    last: (SessionId, usize),
+    durability: Durability,
+    /// The answer given last was `Ok`.
+    pub(crate) last_ok: bool,
+    /// Effects are dropped: a new incarnation hears what its sessions had asked for, and they need not hear it again.
+    pub(crate) muted: bool,
+    /// Outcomes and messages that were pushed, and those that were not.
+    pub(crate) delivered: u64,
+    pub(crate) lost: u64,
+}
+
+#[derive(Debug, Default)]
+struct Dest {
+    peer: Option<Arc<Peer>>,
+    answers: Vec<u8>,
+    data: Vec<u8>,
+    open: Option<OpenFrame>,
+    touched: bool,
+    /// Was full at the last push.
+    full: bool,
+    missed: u64,
+}
+
+#[derive(Debug)]
+struct OpenFrame {
+    op: Op,
+    id: u32,
+    frame: FrameBuilder,
+    count: u16,
+}
+
+impl Dest {
+    fn close_frame(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let start = open.frame.start();
+        open.frame.finish(&mut self.data, open.count);
+        if self.data.len() - start > FRAGMENT_BYTES {
+            // Only a single large item makes a frame this long. What stands before it goes out before it.
+            let large = self.data.split_off(start);
+            if let Some(peer) = &self.peer {
+                peer.outbox.push(&mut self.answers, &mut self.data);
+                peer.outbox.push_large(&large);
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn new(directory: Arc<Directory>, durability: Durability) -> Self {
+        Self {
+            directory,
+            dests: Vec::new(),
+            free: Vec::new(),
+            by_session: HashMap::with_hasher(foldhash::fast::FixedState::default()),
+            touched: Vec::new(),
+            last: (SessionId(0), 0),
+            durability,
+            last_ok: false,
+            muted: false,
+            delivered: 0,
+            lost: 0,
+        }
+    }
+
+    /// Pushes what has been gathered.
+    pub(crate) fn flush(&mut self) {
+        for at in self.touched.drain(..) {
+            let d = &mut self.dests[at];
+            d.close_frame();
+            d.touched = false;
+            if let Some(peer) = &d.peer {
+                d.full = peer.outbox.push(&mut d.answers, &mut d.data);
+                if d.missed > 0 {
+                    peer.outbox.miss(std::mem::take(&mut d.missed));
+                }
+            }
+            d.answers.clear();
+            d.data.clear();
+        }
+    }
+
+    /// Drops what has been gathered: the batch it came from did not happen.
+    pub(crate) fn abandon(&mut self) {
+        for at in self.touched.drain(..) {
+            let d = &mut self.dests[at];
+            (d.open, d.touched, d.missed) = (None, false, 0);
+            d.answers.clear();
+            d.data.clear();
+        }
+    }
+
+    /// Forgets a destination.
+    pub(crate) fn closed(&mut self, session: SessionId) {
+        if let Some(at) = self.by_session.remove(&session) {
+            self.dests[at] = Dest { touched: self.dests[at].touched, ..Dest::default() };
+            self.free.push(at);
+            self.last = (SessionId(0), 0);
+        }
+    }
+
+    #[inline]
+    fn dest(&mut self, to: SessionId) -> Option<&mut Dest> {
+        let at = if self.last.0 == to { self.last.1 } else { self.find(to)? };
+        self.last = (to, at);
+        let d = &mut self.dests[at];
+        if !d.touched {
+            d.touched = true;
+            self.touched.push(at);
+        }
+        Some(d)
+    }
+
+    fn find(&mut self, to: SessionId) -> Option<usize> {
+        if let Some(at) = self.by_session.get(&to) {
+            return Some(*at);
+        }
+        if self.muted {
+            return None;
+        }
+        let peer = self.directory.session(to)?;
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.dests.push(Dest::default());
+            self.dests.len() - 1
+        });
+        self.dests[at].peer = Some(peer);
+        self.by_session.insert(to, at);
+        Some(at)
+    }
+
+    fn answer(&mut self, to: SessionId, op: Op, id: u32, count: u16, header: &[&[u8]], payload: impl FnOnce(&mut Vec<u8>)) {
+        let Some(d) = self.dest(to) else { return };
+        let frame = FrameBuilder::begin(&mut d.answers, op, 0, id, header);
+        payload(&mut d.answers);
+        frame.finish(&mut d.answers, count);
+    }
+
+    /// Appends an item to a frame that goes on as long as operation and id stay the same.
+    #[inline]
+    fn item<'a>(&mut self, to: SessionId, op: Op, id: u32, item: &impl Item<'a>) {
+        let Some(d) = self.dest(to) else { return };
+        let fits = |o: &OpenFrame, len: usize| {
+            o.op == op && o.id == id && o.count < u16::MAX && len - o.frame.start() < FRAME_BYTES
+        };
+        if !d.open.as_ref().is_some_and(|o| fits(o, d.data.len())) {
+            d.close_frame();
+            let frame = FrameBuilder::begin(&mut d.data, op, 0, id, &[]);
+            d.open = Some(OpenFrame { op, id, frame, count: 0 });
+        }
+        item.write(&mut d.data);
+        if let Some(o) = &mut d.open {
+            o.count += 1;
+        }
+    }
+
+    /// Appends an item that may be dropped when the receiver is slow.
+    #[inline]
+    fn droppable<'a>(&mut self, to: SessionId, op: Op, item: &impl Item<'a>) {
+        let Some(d) = self.dest(to) else { return };
+        if d.full {
+            // It may have drained since; asking costs a lock, but only while it is slow.
+            d.full = d.peer.as_ref().is_some_and(|p| p.outbox.is_full());
+        }
+        if d.full {
+            d.missed += 1;
+            self.lost += 1;
+        } else {
+            self.item(to, op, 0, item);
+        }
+    }
+}
+
+impl TaskSink for Outgoing {
+    fn accepted(&mut self, to: SessionId, request: u32, first: TaskId, count: u16, refused: &[Refused]) {
+        let durability = [self.durability as u8];
+        self.answer(to, Op::Accepted, request, count, &[&first.0.to_le_bytes(), &durability], |out| {
+            refused.iter().for_each(|r| r.write(out));
+        });
+    }
+
+    fn error(&mut self, to: SessionId, request: u32, error: WireError) {
+        self.last_ok = false;
+        self.answer(to, Op::Error, request, 0, &[&messages::encode(&error)], |_| {});
+    }
+
+    fn ok(&mut self, to: SessionId, request: u32) {
+        self.last_ok = true;
+        self.answer(to, Op::Ok, request, 0, &[], |_| {});
+    }
+
+    #[inline]
+    fn assign(&mut self, to: SessionId, consumer: u32, item: Assign<'_>) {
+        self.item(to, Op::Assign, consumer, &item);
+    }
+
+    fn settled(&mut self, to: SessionId, request: u32, accepted: u16, refused: &[Refused]) {
+        self.answer(to, Op::Settled, request, accepted, &[], |out| refused.iter().for_each(|r| r.write(out)));
+    }
+
+    #[inline]
+    fn outcome(&mut self, to: SessionId, item: Task<'_>) {
+        self.droppable(to, Op::Result, &item);
+    }
+
+    fn progressed(&mut self, to: SessionId, item: Progressed<'_>) {
+        self.droppable(to, Op::Progressed, &item);
+    }
+
+    fn revoked(&mut self, to: SessionId, item: Revoked) {
+        self.item(to, Op::Revoked, 0, &item);
+    }
+
+    fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>) {
+        let Some(d) = self.dest(to) else { return };
+        d.close_frame();
+        let frame = FrameBuilder::begin(&mut d.data, Op::Tasks, 0, request, &[]);
+        let mut count = 0;
+        for item in items {
+            item.write(&mut d.data);
+            count += 1;
+        }
+        d.open = Some(OpenFrame { op: Op::Tasks, id: request, frame, count });
+        d.close_frame(); // as fragments, where the results are long
+    }
+}
+
+impl HubSink for Outgoing {
+    fn deliver(&mut self, to: SessionId, sub: u32, count: u32, frames: Bytes) {
+        let Some(d) = self.dest(to) else { return };
+        if d.peer.as_ref().is_some_and(|p| p.outbox.deliver(sub, count, frames)) {
+            self.delivered += u64::from(count);
+        } else {
+            self.lost += u64::from(count);
+        }
+    }
+
+    fn response(&mut self, to: SessionId, frame: Bytes) {
+        let Some(d) = self.dest(to) else { return };
+        if frame.len() > FRAGMENT_BYTES {
+            if let Some(p) = &d.peer {
+                p.outbox.push_large(&frame);
+            }
+        } else {
+            d.data.extend_from_slice(&frame);
+        }
+    }
+
+    fn requested(&mut self, to: SessionId, frame: Bytes) -> bool {
+        if self.dest(to).is_none_or(|d| d.peer.as_ref().is_none_or(|p| p.outbox.is_full())) {
+            return false;
+        }
+        self.response(to, frame);
+        true
+    }
+
+    fn ok(&mut self, to: SessionId, id: u32, count: u16) {
+        self.last_ok = true;
+        self.answer(to, Op::Ok, id, count, &[], |_| {});
+    }
+
+    fn error(&mut self, to: SessionId, id: u32, error: WireError) {
+        TaskSink::error(self, to, id, error);
+    }
+}
+
+/// The error for requests that were in the hands of an actor that restarted.
+pub(crate) fn restarted(what: &str) -> WireError {
+    WireError::new(Code::Restarted, format!("{what} restarted while it handled the request; it did not happen")).retry_after(100)
+}

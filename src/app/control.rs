@@ -1,0 +1,151 @@
+//! What HTTP asks of the server.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::LocalBoxFuture;
+use serde_json::{Value, json};
+
+use super::Server;
+use crate::actors::{dispatcher, hub, sessions};
+use crate::edge::http::Control;
+use crate::edge::{clock, host};
+
+/// Agents listed in the status.
+const AGENTS_MAX: usize = 1000;
+
+impl Control for Arc<Server> {
+    fn authorized(&self, token: &str) -> bool {
+        self.token.matches(token)
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.push("draining".to_owned());
+        }
+        if self.dispatcher.addr().is_none() {
+            reasons.push("dispatcher-0 is restarting".to_owned());
+        }
+        for (n, shard) in self.shards.iter().enumerate() {
+            if shard.hub.addr().is_none() {
+                reasons.push(format!("hub-{n} is restarting"));
+            }
+        }
+        reasons
+    }
+
+    fn status(&self) -> LocalBoxFuture<'static, Value> {
+        let server = self.clone();
+        Box::pin(async move { server.gather().await })
+    }
+
+    fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    fn fault(&self, actor: &str, shard: usize) -> bool {
+        if !self.config.faults {
+            return false;
+        }
+        let Some(s) = self.shards.get(shard) else { return false };
+        match actor {
+            "dispatcher" => self.dispatcher.addr().is_some_and(|a| a.try_send(dispatcher::Fault).is_ok()),
+            "hub" => s.hub.addr().is_some_and(|a| a.try_send(hub::Fault).is_ok()),
+            "sessions" | "session" => {
+                let fault = sessions::Fault { session: actor == "session" };
+                s.sessions.addr().is_some_and(|a| a.try_send(fault).is_ok())
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Server {
+    /// State of the dispatcher; `None` while it restarts.
+    pub(super) async fn dispatcher_view(&self) -> Option<dispatcher::View> {
+        let addr = self.dispatcher.addr()?;
+        addr.send(dispatcher::GetView).await.ok()
+    }
+
+    async fn gather(&self) -> Value {
+        let d = self.dispatcher_view().await;
+        let mut hubs = Vec::new();
+        for shard in &self.shards {
+            hubs.push(match shard.hub.addr() {
+                Some(addr) => addr.send(hub::GetView).await.ok(),
+                None => None,
+            });
+        }
+        let sum = |f: fn(&hub::View) -> u64| hubs.iter().flatten().map(f).sum::<u64>();
+        let c = d.as_ref().map(|d| d.counters).unwrap_or_default();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "uptime_s": clock::now().0 / 1_000_000_000,
+            "epoch": self.epoch,
+            "dev": self.config.dev,
+            "draining": self.draining.load(Ordering::Relaxed),
+            "server": self.ready.server.to_string(),
+            "http": self.ready.http.to_string(),
+            "memory_bytes": host::resident_bytes(),
+            "memory_bytes_max": self.config.limits.memory_bytes_max,
+            "connections": self.directory.connections.load(Ordering::Relaxed),
+            "queues": d.as_ref().map(queues).unwrap_or_default(),
+            "agents": self.agents(),
+            "agents_total": self.directory.len(),
+            "shards": self.shard_views(d.as_ref(), &hubs),
+            "actors": self.roster.snapshot(),
+            "totals": {
+                "submitted": c.submitted, "refused": c.refused, "assigned": c.assigned, "completed": c.completed,
+                "failed": c.failed, "dead": c.dead, "cancelled": c.cancelled, "expired": c.expired, "stale": c.stale,
+                "published": sum(|h| h.counters.published), "delivered": sum(|h| h.delivered), "lost": sum(|h| h.lost),
+            },
+        })
+    }
+
+    fn agents(&self) -> Vec<Value> {
+        let now = clock::now();
+        let mut agents = Vec::new();
+        self.directory.for_each(|p| {
+            if agents.len() < AGENTS_MAX {
+                let connected_s = now.since(p.since) / 1_000_000_000;
+                agents.push(json!({
+                    "id": p.agent, "client": p.client, "labels": p.labels, "connected_s": connected_s,
+                }));
+            }
+        });
+        agents
+    }
+
+    fn shard_views(&self, d: Option<&dispatcher::View>, hubs: &[Option<hub::View>]) -> Vec<Value> {
+        let mut connections = vec![0_usize; hubs.len()];
+        self.directory.for_each(|p| connections[usize::from(p.shard)] += 1);
+        let view = |(n, h): (usize, &Option<hub::View>)| {
+            let dispatcher = d.filter(|_| n == 0).map(|d| {
+                json!({
+                    "epoch": d.epoch, "batches": d.batches, "tasks": d.counters.submitted, "missed": d.missed,
+                    "decision_ns": d.decision_ns, "queued_ns": d.queued_ns, "memory_bytes": d.memory_bytes,
+                })
+            });
+            let hub = h.map(|h| {
+                json!({
+                    "subscriptions": h.counters.subscriptions, "published": h.counters.published,
+                    "delivered": h.delivered, "lost": h.lost, "requests": h.counters.requests,
+                })
+            });
+            json!({ "shard": n, "connections": connections[n], "dispatcher": dispatcher, "hub": hub })
+        };
+        hubs.iter().enumerate().map(view).collect()
+    }
+}
+
+fn queues(d: &dispatcher::View) -> Vec<Value> {
+    let view = |q: &crate::core::tasks::QueueView| {
+        json!({
+            "name": q.name, "durability": q.durability, "waiting": q.waiting, "scheduled": q.scheduled,
+            "running": q.running, "completed": q.completed, "dead": q.dead, "consumers": q.consumers,
+        })
+    };
+    d.queues.iter().map(view).collect()
+}

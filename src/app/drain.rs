@@ -1,0 +1,82 @@
+//! How a server ends: no new work, what runs is finished, everybody is told, then the connections close.
+
+use std::net::TcpStream;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hive_proto::{Op, messages};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Server;
+use crate::actors::directory::Wish;
+use crate::actors::dispatcher;
+
+const LOOK: Duration = Duration::from_millis(20);
+/// What closing the connections may take.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Returns when the server has drained, or at once after a second signal.
+pub(super) async fn until_stopped(server: &Server) {
+    tokio::select! {
+        () = signalled() => tracing::info!("signal: draining"),
+        () = server.stop.notified() => tracing::info!("asked to stop: draining"),
+    }
+    server.draining.store(true, Ordering::SeqCst);
+    // Wakes the acceptor, which then sees that the server drains.
+    let _ = TcpStream::connect_timeout(&server.ready.server, Duration::from_millis(100));
+    tokio::select! {
+        () = drain(server) => {}
+        () = signalled() => tracing::warn!("second signal: quitting now"),
+    }
+}
+
+async fn signalled() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        // Without signal handlers the defaults of the system end the process.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+async fn drain(server: &Server) {
+    let grace_ms = server.config.drain_ms;
+    let drain = messages::Drain {
+        reason: "the server is shutting down".into(),
+        grace_ms: grace_ms.min(u64::from(u32::MAX)) as u32,
+        servers: Vec::new(),
+    };
+    let header = messages::encode(&drain);
+    server.directory.for_each(|p| {
+        p.outbox.answer(Op::Drain, 0, 0, &header, &[]);
+    });
+    let finished = tokio::time::timeout(Duration::from_millis(grace_ms), until_idle(server)).await.is_ok();
+    let left = server.dispatcher_view().await.map_or(0, |d| unfinished(&d));
+    if left > 0 {
+        tracing::warn!(tasks = left, finished, "tasks in memory queues end with the server");
+    }
+    server.directory.for_each(|p| p.wish(Wish::Close));
+    let _ = tokio::time::timeout(FAREWELL, async {
+        while !server.directory.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+    })
+    .await;
+}
+
+/// Nothing runs, and nothing waits for which there is a worker.
+async fn until_idle(server: &Server) {
+    while let Some(d) = server.dispatcher_view().await {
+        let busy = |q: &crate::core::tasks::QueueView| q.running > 0 || q.waiting > 0 && q.consumers > 0;
+        if server.directory.is_empty() || !d.queues.iter().any(busy) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn unfinished(d: &dispatcher::View) -> usize {
+    d.queues.iter().map(|q| q.waiting + q.scheduled + q.running).sum()
+}

@@ -1,0 +1,408 @@
+//! One tree with every limit in it, parsed once into valid types. Order of sources: defaults, file, command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::tasks::Policy;
+
+/// The whole configuration. Sizes in bytes, times in milliseconds: keys end in their unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address for agents.
+    pub listen: SocketAddr,
+    /// Address for HTTP.
+    pub http: SocketAddr,
+    /// Where the server keeps what outlives it (the token, for now). Without it: nothing is kept.
+    pub data_dir: Option<PathBuf>,
+    /// Secret that agents must show; made up at start where it is empty.
+    pub token: String,
+    /// Allows addresses other than loopback although there is neither TLS nor access control yet.
+    pub allow_plaintext_network: bool,
+    /// Threads that serve connections; 0 stands for half of the cores, at least one.
+    pub shards: usize,
+    /// Fault injection over HTTP, for tests.
+    pub faults: bool,
+    /// Started with `--dev`.
+    #[serde(skip)]
+    pub dev: bool,
+    /// What bounds memory and counts.
+    pub limits: Limits,
+    /// Heartbeats and login.
+    pub session: Session,
+    /// How queues treat tasks unless declared otherwise.
+    pub queue_defaults: QueuePolicy,
+    /// Queues that exist from the start.
+    pub queues: Vec<QueueConfig>,
+    /// How long results are kept, milliseconds.
+    pub result_ms: u64,
+    /// How long a stop waits for running and waiting tasks, milliseconds.
+    pub drain_ms: u64,
+}
+
+/// Bounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Memory of the whole server, bytes: 85 % for tasks, 8 % for what waits to be written, the rest for reading.
+    pub memory_bytes_max: usize,
+    /// Results kept, bytes; part of the memory for tasks.
+    pub results_bytes_max: usize,
+    /// One connection's unread output, bytes.
+    pub outbox_bytes_max: usize,
+    /// Longest frame, bytes.
+    pub frame_bytes_max: u32,
+    /// Longest message in fragments, bytes.
+    pub message_bytes_max: u32,
+    /// Agents logged in.
+    pub connections_max: usize,
+    /// Connections that have not logged in, in addition.
+    pub half_open_max: usize,
+    /// Queues.
+    pub queues_max: usize,
+    /// Whether a queue comes into being with its first task or worker.
+    pub queues_auto_create: bool,
+    /// Consumers of a connection.
+    pub consumers_max: usize,
+    /// Credit of a consumer, tasks.
+    pub credit_tasks_max: u32,
+    /// Credit of a consumer, bytes.
+    pub credit_bytes_max: u64,
+    /// Unacknowledged tasks of a connection.
+    pub producer_credit_tasks: u32,
+    /// Unacknowledged bytes of a connection.
+    pub producer_credit_bytes: u64,
+    /// Subscriptions of a connection.
+    pub subscriptions_max: usize,
+    /// Subscriptions of the server.
+    pub subscriptions_total_max: usize,
+    /// Requests (request/reply) under way.
+    pub requests_max: usize,
+    /// Longest time for a reply, milliseconds.
+    pub request_ms_max: u32,
+    /// Task ids that are waited for.
+    pub waits_max: usize,
+}
+
+/// Heartbeats and login.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Session {
+    /// Time to log in, milliseconds.
+    pub login_ms: u32,
+    /// How often each side says something, milliseconds.
+    pub heartbeat_ms: u32,
+    /// Silence after which the other side is dead, milliseconds.
+    pub dead_ms: u32,
+}
+
+/// How a queue treats its tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueuePolicy {
+    /// How long a worker may hold a task without renewing it, milliseconds.
+    pub lease_ms: u32,
+    /// Attempts before a task is a dead letter, 1 to 1,000.
+    pub attempts_max: u16,
+    /// Wait before the next attempt of a failed task, milliseconds.
+    pub retry_delay_ms: u32,
+}
+
+/// A declared queue. What is left out is as in `queue_defaults`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueConfig {
+    /// Its name.
+    pub name: String,
+    /// See [`QueuePolicy::lease_ms`].
+    pub lease_ms: Option<u32>,
+    /// See [`QueuePolicy::attempts_max`].
+    pub attempts_max: Option<u16>,
+    /// See [`QueuePolicy::retry_delay_ms`].
+    pub retry_delay_ms: Option<u32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7878)),
+            http: SocketAddr::from(([127, 0, 0, 1], 7879)),
+            data_dir: None,
+            token: String::new(),
+            allow_plaintext_network: false,
+            shards: 0,
+            faults: false,
+            dev: false,
+            limits: Limits::default(),
+            session: Session::default(),
+            queue_defaults: QueuePolicy::default(),
+            queues: Vec::new(),
+            result_ms: 3_600_000,
+            drain_ms: 30_000,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 400_000_000,
+            results_bytes_max: 32 * 1024 * 1024,
+            outbox_bytes_max: 8 * 1024 * 1024,
+            frame_bytes_max: 1024 * 1024,
+            message_bytes_max: 16 * 1024 * 1024,
+            connections_max: 16_000,
+            half_open_max: 12_000,
+            queues_max: 10_000,
+            queues_auto_create: true,
+            consumers_max: 256,
+            credit_tasks_max: 100_000,
+            credit_bytes_max: 64 * 1024 * 1024,
+            producer_credit_tasks: 65_536,
+            producer_credit_bytes: 16 * 1024 * 1024,
+            subscriptions_max: 10_000,
+            subscriptions_total_max: 1_000_000,
+            requests_max: 100_000,
+            request_ms_max: 600_000,
+            waits_max: 200_000,
+        }
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { login_ms: 2_000, heartbeat_ms: 3_000, dead_ms: 12_000 }
+    }
+}
+
+impl Default for QueuePolicy {
+    fn default() -> Self {
+        Self { lease_ms: 30_000, attempts_max: 5, retry_delay_ms: 1_000 }
+    }
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// File to read.
+    pub config: Option<PathBuf>,
+    /// For trying it: a random token, found by other commands on this machine.
+    pub dev: bool,
+    /// Address for agents.
+    pub listen: Option<String>,
+    /// Address for HTTP.
+    pub http: Option<String>,
+    /// See [`Config::data_dir`].
+    pub data_dir: Option<PathBuf>,
+    /// Token from the environment.
+    pub token: Option<String>,
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {error}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {text}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what is meant perhaps.
+        text: String,
+    },
+    /// A value that may not be.
+    #[error("{key}: {text}")]
+    Value {
+        /// Its key.
+        key: &'static str,
+        /// What is wrong and what to do.
+        text: String,
+    },
+}
+
+impl Config {
+    /// Defaults, then the file, then the command line; judged as a whole.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(o: Overrides) -> Result<Self, ConfigError> {
+        let mut c = match &o.config {
+            Some(path) => Self::read(path)?,
+            None => Self::default(),
+        };
+        if let Some(a) = &o.listen {
+            c.listen = address("listen", a)?;
+        }
+        if let Some(a) = &o.http {
+            c.http = address("http", a)?;
+        }
+        if o.data_dir.is_some() {
+            c.data_dir = o.data_dir;
+        }
+        if let Some(t) = o.token {
+            c.token = t;
+        }
+        c.dev = o.dev;
+        c.check()?;
+        Ok(c)
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        Self::parse(&text).map_err(|text| ConfigError::Parse { path: path.into(), text })
+    }
+
+    /// Reads TOML.
+    ///
+    /// # Errors
+    /// What is wrong, with a suggestion where a key is unknown.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let source = config::File::from_str(text, config::FileFormat::Toml);
+        let tree = config::Config::builder().add_source(source).build().map_err(|e| e.to_string())?;
+        tree.try_deserialize().map_err(|e| suggest(&e.to_string()))
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, text: &str| Err(ConfigError::Value { key, text: text.into() });
+        for (key, addr) in [("listen", self.listen), ("http", self.http)] {
+            if !addr.ip().is_loopback() && !self.allow_plaintext_network {
+                let text = "there is no TLS yet, so only loopback addresses are served; on a network you trust, set \
+                            allow_plaintext_network = true";
+                return value(key, text);
+            }
+        }
+        let l = &self.limits;
+        if l.memory_bytes_max < 32 * 1024 * 1024 {
+            return value("limits.memory_bytes_max", "at least 33554432 (32 MiB) are needed");
+        }
+        if l.results_bytes_max > l.memory_bytes_max / 2 {
+            return value("limits.results_bytes_max", "may be at most half of memory_bytes_max");
+        }
+        if l.frame_bytes_max < 64 * 1024 {
+            return value("limits.frame_bytes_max", "at least 65536 are needed");
+        }
+        if l.message_bytes_max < l.frame_bytes_max {
+            return value("limits.message_bytes_max", "may not be less than frame_bytes_max");
+        }
+        let s = &self.session;
+        if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < 2 * s.heartbeat_ms {
+            return value("session.dead_ms", "must be at least twice heartbeat_ms, and all times above 0");
+        }
+        if self.shards > 64 {
+            return value("shards", "at most 64");
+        }
+        for p in self.queue_policies().iter().map(|(_, p)| p).chain([&self.queue_defaults.into()]) {
+            if p.lease_ms < 10 || p.attempts_max == 0 || p.attempts_max > 1000 {
+                return value("queues", "lease_ms must be at least 10, attempts_max 1 to 1000");
+            }
+        }
+        for q in &self.queues {
+            if let Err(e) = hive_proto::names::queue(q.name.as_bytes()) {
+                return value("queues.name", &e.text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Declared queues with their whole policies.
+    pub fn queue_policies(&self) -> Vec<(String, Policy)> {
+        let d = Policy::from(self.queue_defaults);
+        let whole = |q: &QueueConfig| Policy {
+            lease_ms: q.lease_ms.unwrap_or(d.lease_ms),
+            attempts_max: q.attempts_max.unwrap_or(d.attempts_max),
+            retry_delay_ms: q.retry_delay_ms.unwrap_or(d.retry_delay_ms),
+        };
+        self.queues.iter().map(|q| (q.name.clone(), whole(q))).collect()
+    }
+
+    /// Threads that serve connections.
+    pub fn shard_count(&self) -> usize {
+        match self.shards {
+            0 => (std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / 2).clamp(1, 64),
+            n => n,
+        }
+    }
+}
+
+impl From<QueuePolicy> for Policy {
+    fn from(p: QueuePolicy) -> Self {
+        Self { lease_ms: p.lease_ms, attempts_max: p.attempts_max, retry_delay_ms: p.retry_delay_ms }
+    }
+}
+
+fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| ConfigError::Value {
+        key,
+        text: format!("{text:?} is not an address; it is written as 127.0.0.1:7878 or [::1]:7878"),
+    })
+}
+
+/// Turns the parser's list of what it knows into the one key that is meant perhaps.
+fn suggest(error: &str) -> String {
+    let quoted = |s: &str| s.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let Some((before, after)) = error.split_once(", expected") else { return error.into() };
+    let unknown = quoted(before);
+    let (Some(unknown), true) = (unknown.first(), before.contains("unknown field")) else { return error.into() };
+    let known = quoted(after);
+    let near = known.iter().map(|k| (strsim::jaro_winkler(k, unknown), k)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let origin = after.rsplit_once(" for key").map_or("", |(_, o)| o);
+    match near {
+        Some((likeness, key)) if likeness > 0.7 => format!("unknown key `{unknown}`{origin}; did you mean `{key}`?"),
+        _ => format!("unknown key `{unknown}`{origin}; known are {}", known.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default_and_the_default_is_valid() {
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+        Config::default().check().expect("valid");
+    }
+
+    #[test]
+    fn unknown_keys_get_a_suggestion() {
+        let e = Config::parse("[limits]\nmemory_byte_max = 5\n").expect_err("unknown");
+        assert!(e.contains("memory_byte_max") && e.contains("did you mean `memory_bytes_max`?"), "{e}");
+        let e = Config::parse("xyzzy = 5\n").expect_err("unknown");
+        assert!(e.contains("xyzzy") && e.contains("listen"), "{e}");
+    }
+
+    #[test]
+    fn wrong_units_and_types_are_named() {
+        let e = Config::parse("[session]\nheartbeat_ms = \"3s\"\n").expect_err("text");
+        assert!(e.contains("heartbeat_ms"), "{e}");
+        let e = Config::parse("[session]\nheartbeat_s = 3\n").expect_err("unit");
+        assert!(e.contains("did you mean `heartbeat_ms`?"), "{e}");
+    }
+
+    #[test]
+    fn values_are_judged_as_a_whole() {
+        let bad = |t: &str| Config::parse(t).expect("parses").check().expect_err("bad").to_string();
+        assert!(bad("listen = \"0.0.0.0:7878\"").contains("allow_plaintext_network"));
+        assert!(bad("[limits]\nmemory_bytes_max = 1000").contains("memory_bytes_max"));
+        assert!(bad("[session]\ndead_ms = 3000").contains("dead_ms"));
+        assert!(bad("[[queues]]\nname = \"a b\"").contains("queues.name"));
+        assert!(bad("[[queues]]\nname = \"a\"\nattempts_max = 0").contains("attempts_max"));
+        let o = Overrides { listen: Some("nowhere".into()), ..Overrides::default() };
+        assert!(Config::load(o).expect_err("address").to_string().contains("nowhere"));
+    }
+
+    #[test]
+    fn declared_queues_inherit() {
+        let c = Config::parse("[queue_defaults]\nlease_ms = 5000\n[[queues]]\nname = \"a\"\nattempts_max = 2\n").expect("ok");
+        let p = Policy { lease_ms: 5000, attempts_max: 2, retry_delay_ms: 1000 };
+        assert_eq!(c.queue_policies(), [("a".to_owned(), p)]);
+    }
+}

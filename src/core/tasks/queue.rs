@@ -1,0 +1,157 @@
+//! Queues, and their lanes: the tasks of a queue that ask for the same labels stand in one line.
+
+use std::collections::VecDeque;
+
+use hive_proto::error::Code;
+use hive_proto::{Partition, WireError, names};
+
+use super::Board;
+use super::table::List;
+
+/// Distinct label sets of one queue.
+pub(crate) const LANES_MAX: usize = 256;
+
+/// How a queue treats its tasks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// How long a worker may hold a task without renewing it, milliseconds.
+    pub lease_ms: u32,
+    /// Attempts before a task is a dead letter.
+    pub attempts_max: u16,
+    /// Wait before the next attempt of a task that failed, milliseconds.
+    pub retry_delay_ms: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) name: Box<str>,
+    pub(crate) partition: Partition,
+    pub(crate) policy: Policy,
+    pub(crate) lanes: Vec<u32>,
+    /// Consumers with credit and their generations, in the order in which they are served; each at most once.
+    pub(crate) ready: VecDeque<(u32, u32)>,
+    pub(crate) consumers: usize,
+    /// Is in [`Board::dirty`].
+    pub(crate) dirty: bool,
+    pub(crate) waiting: usize,
+    pub(crate) scheduled: usize,
+    pub(crate) running: usize,
+    pub(crate) completed: u64,
+    pub(crate) dead: List,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) queue: u32,
+    /// Labels that a worker must offer, sorted.
+    pub(crate) labels: Box<[String]>,
+    pub(crate) tasks: List,
+    /// Consumers that fit and stand in their queue's `ready`: without them a pump would ask everybody in line in vain.
+    pub(crate) in_line: usize,
+}
+
+impl Lane {
+    /// Whether a worker that offers `offered` (sorted) may take its tasks.
+    pub(crate) fn fits(&self, offered: &[String]) -> bool {
+        self.labels.iter().all(|l| offered.binary_search(l).is_ok())
+    }
+}
+
+impl Board {
+    /// Declares a queue with a policy of its own; an existing one takes the policy over.
+    ///
+    /// # Errors
+    /// `invalid_queue_name`, `too_many_queues`.
+    pub fn declare(&mut self, name: &str, policy: Policy) -> Result<(), WireError> {
+        let at = match self.by_name.get(name) {
+            Some(at) => *at,
+            None => self.create(name)?,
+        };
+        self.queues[at as usize].policy = policy;
+        Ok(())
+    }
+
+    /// The queue of this name, made if need be.
+    #[inline]
+    pub(crate) fn queue(&mut self, name: &[u8]) -> Result<u32, WireError> {
+        // Names that exist were judged when they were made.
+        if let Some(at) = std::str::from_utf8(name).ok().and_then(|n| self.by_name.get(n)) {
+            return Ok(*at);
+        }
+        let name = names::queue(name)?;
+        if !self.limits.queues_auto_create {
+            let text = format!("queue {name:?} does not exist and queues_auto_create is false");
+            return Err(WireError::new(Code::UnknownQueue, text));
+        }
+        self.create(name)
+    }
+
+    fn create(&mut self, name: &str) -> Result<u32, WireError> {
+        names::queue(name.as_bytes())?;
+        if self.queues.len() >= self.limits.queues_max {
+            let text = format!("queue {name:?} would be one more than queues_max = {}", self.limits.queues_max);
+            return Err(WireError::new(Code::TooManyQueues, text));
+        }
+        let at = self.queues.len() as u32;
+        self.lanes.push(Lane { queue: at, labels: Box::default(), tasks: List::default(), in_line: 0 });
+        self.queues.push(Queue {
+            name: name.into(),
+            partition: Partition::of_queue(name),
+            policy: self.default_policy,
+            lanes: vec![(self.lanes.len() - 1) as u32],
+            ready: VecDeque::new(),
+            consumers: 0,
+            dirty: false,
+            waiting: 0,
+            scheduled: 0,
+            running: 0,
+            completed: 0,
+            dead: List::default(),
+        });
+        self.by_name.insert(name.into(), at);
+        Ok(at)
+    }
+
+    /// The lane for a set of labels; the empty set is always the first.
+    pub(crate) fn lane(&mut self, queue: u32, labels: &[String]) -> Result<u32, WireError> {
+        if labels.is_empty() {
+            return Ok(self.queues[queue as usize].lanes[0]);
+        }
+        names::labels(labels)?;
+        let wanted = sorted(labels.to_vec());
+        let lanes = &self.queues[queue as usize].lanes;
+        if let Some(l) = lanes.iter().find(|l| self.lanes[**l as usize].labels == wanted) {
+            return Ok(*l);
+        }
+        if lanes.len() >= LANES_MAX {
+            let text = format!("queue {:?} has {LANES_MAX} distinct label sets already", self.queues[queue as usize].name);
+            return Err(WireError::new(Code::TooManyLabels, text));
+        }
+        let at = self.lanes.len() as u32;
+        self.lanes.push(Lane { queue, labels: wanted, tasks: List::default(), in_line: 0 });
+        self.queues[queue as usize].lanes.push(at);
+        for consumer in self.consumers.iter_mut().flatten().filter(|c| c.queue == queue) {
+            if self.lanes[at as usize].fits(&consumer.labels) {
+                consumer.lanes.push(at);
+                self.lanes[at as usize].in_line += usize::from(consumer.ready);
+            }
+        }
+        Ok(at)
+    }
+
+    #[inline]
+    pub(crate) fn mark_dirty(&mut self, queue: u32) {
+        let q = &mut self.queues[queue as usize];
+        if !q.dirty {
+            q.dirty = true;
+            self.dirty.push(queue);
+        }
+    }
+}
+
+/// Labels as lanes and consumers keep them.
+pub(crate) fn sorted(mut labels: Vec<String>) -> Box<[String]> {
+    labels.sort_unstable();
+    labels.dedup();
+    labels.into()
+}

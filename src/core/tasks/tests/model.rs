@@ -1,0 +1,356 @@
+//! Random calls, judged by a model that is too simple to be wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const QUEUES: [&str; 2] = ["a", "b"];
+const LABELS: [&[&str]; 4] = [&[], &["x"], &["y"], &["x", "y"]];
+const ATTEMPTS: u16 = 3;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Submit { from: u32, queue: usize, tasks: Vec<NewTask> },
+    Work { from: u32, id: u32, queue: usize, tasks: u32, bytes: u64, labels: usize },
+    Credit { from: u32, id: u32, tasks: u32, bytes: u64 },
+    StopWork { from: u32, id: u32 },
+    Settle { how: How, thief: Option<u32>, leases: Vec<usize> },
+    Cancel { task: usize },
+    Wait { from: u32, any: bool, timeout_ms: u32, tasks: Vec<usize> },
+    Close { from: u32 },
+    Pass { ms: u64 },
+    Pump,
+}
+
+#[derive(Clone, Debug)]
+struct NewTask {
+    labels: usize,
+    delay_ms: Option<u32>,
+    max_attempts: Option<u32>,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Complete,
+    Fail { delay_ms: u32, permanent: bool },
+    Release { delay_ms: u32 },
+    Renew,
+    Progress,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let from = || 1..4_u32;
+    let delay = || prop_oneof![4 => Just(0), 1 => Just(DELAY_BY_POLICY), 2 => 1..3_000_u32];
+    let task = (0..LABELS.len(), prop::option::weighted(0.2, 0..2_000_u32), prop::option::of(1..4_u32), 0..50_usize)
+        .prop_map(|(labels, delay_ms, max_attempts, bytes)| NewTask { labels, delay_ms, max_attempts, bytes });
+    let how = prop_oneof![
+        3 => Just(How::Complete),
+        3 => (delay(), prop::bool::weighted(0.1)).prop_map(|(delay_ms, permanent)| How::Fail { delay_ms, permanent }),
+        1 => (0..2_000_u32).prop_map(|delay_ms| How::Release { delay_ms }),
+        2 => Just(How::Renew),
+        1 => Just(How::Progress),
+    ];
+    let op = prop_oneof![
+        6 => (from(), 0..2_usize, prop::collection::vec(task, 1..6))
+            .prop_map(|(from, queue, tasks)| Op::Submit { from, queue, tasks }),
+        4 => (from(), 1..3_u32, 0..2_usize, 0..6_u32, 0..150_u64, 0..LABELS.len())
+            .prop_map(|(from, id, queue, tasks, bytes, labels)| Op::Work { from, id, queue, tasks, bytes, labels }),
+        2 => (from(), 1..3_u32, 0..6_u32, 0..150_u64)
+            .prop_map(|(from, id, tasks, bytes)| Op::Credit { from, id, tasks, bytes }),
+        1 => (from(), 1..3_u32).prop_map(|(from, id)| Op::StopWork { from, id }),
+        10 => (how, prop::option::weighted(0.1, from()), prop::collection::vec(0..8_usize, 1..4))
+            .prop_map(|(how, thief, leases)| Op::Settle { how, thief, leases }),
+        2 => (0..30_usize).prop_map(|task| Op::Cancel { task }),
+        2 => (from(), any::<bool>(), 0..5_000_u32, prop::collection::vec(0..30_usize, 0..4))
+            .prop_map(|(from, any, timeout_ms, tasks)| Op::Wait { from, any, timeout_ms, tasks }),
+        1 => from().prop_map(|from| Op::Close { from }),
+        4 => prop_oneof![0..500_u64, 500..20_000_u64].prop_map(|ms| Op::Pass { ms }),
+        8 => Just(Op::Pump),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+/// What the model knows of a task.
+#[derive(Clone, Debug)]
+struct Known {
+    lane: (usize, usize),
+    state: TaskState,
+    /// When the lease expires or the delay ends, as the state says.
+    due: Tick,
+    holder: SessionId,
+    attempt: u32,
+    failed: u16,
+    attempts_max: u16,
+    /// Never had a delay.
+    prompt: bool,
+    outcomes: usize,
+}
+
+#[derive(Default)]
+struct Model {
+    tasks: BTreeMap<TaskId, Known>,
+    leases: Vec<(SessionId, Lease)>,
+    /// Last task that each lane gave out for the first time.
+    first_given: BTreeMap<(usize, usize), TaskId>,
+    waits: BTreeMap<u32, (SessionId, bool, Tick, Vec<TaskId>)>,
+}
+
+impl Model {
+    /// A task is free again after an attempt that brought nothing.
+    fn back(&mut self, now: Tick, task: TaskId, counts: bool, delay_ms: u32, permanent: bool) {
+        let t = self.tasks.get_mut(&task).unwrap();
+        t.failed += u16::from(counts);
+        t.due = now.plus_ms(u64::from(delay_ms));
+        t.state = match delay_ms {
+            _ if permanent || (counts && t.failed >= t.attempts_max) => TaskState::Dead,
+            0 => TaskState::Waiting,
+            _ => TaskState::Scheduled,
+        };
+    }
+
+    fn holds(&self, from: SessionId, lease: Lease) -> bool {
+        let t = &self.tasks[&lease.task];
+        t.state == TaskState::Running && t.holder == from && t.attempt == lease.attempt
+    }
+
+    fn settle(&mut self, now: Tick, from: SessionId, lease: Lease, how: How) -> bool {
+        if !self.holds(from, lease) {
+            return false;
+        }
+        let t = self.tasks.get_mut(&lease.task).unwrap();
+        match how {
+            How::Complete => t.state = TaskState::Completed,
+            How::Renew => t.due = now.plus_ms(u64::from(POLICY.lease_ms)),
+            How::Progress => {}
+            How::Release { delay_ms } => self.back(now, lease.task, false, delay_ms, false),
+            How::Fail { delay_ms, permanent } => {
+                let delay = if delay_ms == DELAY_BY_POLICY { POLICY.retry_delay_ms } else { delay_ms };
+                self.back(now, lease.task, true, delay, permanent);
+            }
+        }
+        true
+    }
+
+    fn assigned(&mut self, now: Tick, to: SessionId, lease: Lease) {
+        let t = self.tasks.get_mut(&lease.task).expect("only known tasks are given");
+        assert_eq!((t.state, t.attempt + 1), (TaskState::Waiting, lease.attempt));
+        (t.state, t.attempt, t.holder) = (TaskState::Running, lease.attempt, to);
+        t.due = now.plus_ms(u64::from(POLICY.lease_ms));
+        assert!(t.failed < t.attempts_max, "an attempt too many");
+        if t.attempt == 1 && t.prompt {
+            let before = self.first_given.insert(t.lane, lease.task);
+            assert!(before < Some(lease.task), "a lane is first in, first out");
+        }
+        self.leases.push((to, lease));
+    }
+
+    /// Time passes: delays end, leases expire.
+    fn pass(&mut self, now: Tick) -> Vec<Lease> {
+        let mut revoked = Vec::new();
+        for (task, t) in &mut self.tasks {
+            if t.state == TaskState::Scheduled && t.due <= now {
+                t.state = TaskState::Waiting;
+            }
+            if t.state == TaskState::Running && t.due <= now {
+                revoked.push(Lease { task: *task, attempt: t.attempt, epoch: EPOCH });
+            }
+        }
+        for lease in &revoked {
+            self.back(now, lease.task, true, 0, false);
+        }
+        revoked
+    }
+
+    fn close(&mut self, now: Tick, session: SessionId) {
+        let running = |t: &Known| t.state == TaskState::Running && t.holder == session;
+        let held: Vec<TaskId> = self.tasks.iter().filter(|(_, t)| running(t)).map(|(id, _)| *id).collect();
+        for task in held {
+            self.back(now, task, true, 0, false);
+        }
+        self.waits.retain(|_, (s, ..)| *s != session);
+    }
+
+    /// Waits that are over.
+    fn over(&self, now: Tick) -> BTreeSet<u32> {
+        let done = |id: &TaskId| self.tasks.get(id).is_none_or(|t| t.state.is_final());
+        let over = |any: bool, at: Tick, ids: &[TaskId]| {
+            at <= now || ids.is_empty() || if any { ids.iter().any(done) } else { ids.iter().all(done) }
+        };
+        self.waits.iter().filter(|(_, (_, any, at, ids))| over(*any, *at, ids)).map(|(r, _)| *r).collect()
+    }
+}
+
+/// Runs calls against a board and the model; returns all that the board said.
+fn run(ops: &[Op]) -> Vec<Effect> {
+    // No result goes before the end: the model would have to know when.
+    let mut room = Room::with(Limits { result_ms: u64::MAX, ..limits() });
+    let policy = Policy { attempts_max: ATTEMPTS, ..POLICY };
+    for q in QUEUES {
+        room.board.declare(q, policy).unwrap();
+    }
+    let (mut model, mut all) = (Model::default(), Vec::new());
+    for op in ops {
+        let expected = apply(&mut room, &mut model, op);
+        let said = room.said();
+        judge(&room, &mut model, &said, &expected);
+        if matches!(op, Op::Pump) {
+            room.board.check_pumped();
+        }
+        for (id, t) in &model.tasks {
+            let slot = room.board.find(*id).expect("nothing is forgotten here");
+            assert_eq!((room.board.view(slot).state, room.board.view(slot).attempt), (t.state, t.attempt), "{id}");
+            assert_eq!(t.outcomes, usize::from(t.state.is_final()), "an outcome is told once");
+        }
+        all.extend(said);
+    }
+    all
+}
+
+/// Makes the call on both sides; returns the leases that must be revoked.
+fn apply(room: &mut Room, model: &mut Model, op: &Op) -> Vec<Lease> {
+    let now = room.now;
+    match op {
+        Op::Submit { from, queue, tasks } => submit(room, model, SessionId(*from), *queue, tasks),
+        Op::Work { from, id, queue, tasks, bytes, labels } => {
+            let labels = LABELS[*labels].iter().map(ToString::to_string).collect();
+            let work =
+                Work { queue: QUEUES[*queue].into(), credit_tasks: *tasks, credit_bytes: *bytes, labels };
+            room.work_with(SessionId(*from), *id, work, &[]);
+        }
+        Op::Credit { from, id, tasks, bytes } => {
+            room.board.credit(SessionId(*from), *id, *tasks, *bytes, &mut room.log);
+        }
+        Op::StopWork { from, id } => room.board.stop_work(SessionId(*from), *id, &mut room.log),
+        Op::Settle { how, thief, leases } => settle(room, model, *how, thief.map(SessionId), leases),
+        Op::Cancel { task } => {
+            let Some((id, t)) = model.tasks.iter_mut().nth(*task) else { return vec![] };
+            let revoked = Lease { task: *id, attempt: t.attempt, epoch: EPOCH };
+            room.board.cancel(now, CAROL, 0, [*id].into_iter(), &mut room.log);
+            let before = t.state;
+            if !before.is_final() {
+                t.state = TaskState::Cancelled;
+            }
+            return if before == TaskState::Running { vec![revoked] } else { vec![] };
+        }
+        Op::Wait { from, any, timeout_ms, tasks } => {
+            let ids: Vec<TaskId> =
+                tasks.iter().map(|n| model.tasks.keys().nth(*n).copied().unwrap_or(TaskId(*n as u64))).collect();
+            let mode = if *any { WaitMode::Any } else { WaitMode::All };
+            let request = room.wait(SessionId(*from), mode, *timeout_ms, &ids);
+            model.waits.insert(request, (SessionId(*from), *any, now.plus_ms(u64::from(*timeout_ms)), ids));
+        }
+        Op::Close { from } => {
+            room.close(SessionId(*from));
+            model.close(now, SessionId(*from));
+        }
+        Op::Pass { ms } => {
+            room.after_ms(*ms);
+            return model.pass(room.now);
+        }
+        Op::Pump => room.board.pump(now, &mut room.log),
+    }
+    vec![]
+}
+
+fn submit(room: &mut Room, model: &mut Model, from: SessionId, queue: usize, tasks: &[NewTask]) {
+    let mut items = Vec::new();
+    let mut next = TaskId::new(hive_proto::Partition::of_queue(QUEUES[queue]), room.board.next_seq());
+    for t in tasks {
+        let labels = LABELS[t.labels].iter().map(ToString::to_string).collect();
+        let options = TaskOptions { labels, max_attempts: t.max_attempts, delay_ms: t.delay_ms, trace: None };
+        items.push((messages::encode(&options), vec![7; t.bytes]));
+        let delay = t.delay_ms.unwrap_or(0);
+        let known = Known {
+            lane: (queue, t.labels),
+            state: if delay > 0 { TaskState::Scheduled } else { TaskState::Waiting },
+            due: room.now.plus_ms(u64::from(delay)),
+            holder: SessionId(0),
+            attempt: 0,
+            failed: 0,
+            attempts_max: t.max_attempts.map_or(ATTEMPTS, |m| m as u16),
+            prompt: delay == 0,
+            outcomes: 0,
+        };
+        model.tasks.insert(next, known);
+        next = next.offset(1);
+    }
+    let items: Vec<(&[u8], &[u8])> = items.iter().map(|(e, p)| (&e[..], &p[..])).collect();
+    let frame = SubmitFrame { watch: true, ..room.frame(from, QUEUES[queue]) };
+    room.submit_frame(frame, &items);
+}
+
+/// Settles some of the last leases, which may be void by now; sometimes by a session that does not hold them.
+fn settle(room: &mut Room, model: &mut Model, how: How, thief: Option<SessionId>, picks: &[usize]) {
+    let last = |n: &usize| model.leases.len().checked_sub(n + 1).map(|at| model.leases[at]);
+    let picked: Vec<(SessionId, Lease)> = picks.iter().filter_map(last).collect();
+    let Some(from) = thief.or(picked.first().map(|p| p.0)) else { return };
+    let leases: Vec<Lease> = picked.into_iter().map(|p| p.1).collect();
+    let (now, request) = (room.now, room.request());
+    let (board, log, leases_of) = (&mut room.board, &mut room.log, leases.iter().copied());
+    match how {
+        How::Complete => {
+            board.complete(now, from, request, leases_of.map(|lease| Complete { lease, result: b"r" }), log);
+        }
+        How::Fail { delay_ms, permanent } => {
+            board.fail(now, from, request, leases_of.map(|lease| Fail { lease, delay_ms, permanent, error: "e" }), log);
+        }
+        How::Release { delay_ms } => {
+            board.release(now, from, request, leases_of.map(|lease| Release { lease, delay_ms }), log);
+        }
+        How::Renew => board.renew(now, from, request, leases_of, log),
+        How::Progress => {
+            board.progress(from, request, leases_of.map(|lease| Progress { lease, value: 1, note: b"" }), log);
+        }
+    }
+    let right: Vec<bool> = leases.iter().map(|lease| model.settle(now, from, *lease, how)).collect();
+    let Some(Effect::Settled { accepted, refused, .. }) = room.log.0.last() else { panic!("no answer") };
+    assert_eq!(usize::from(*accepted), right.iter().filter(|r| **r).count());
+    let wrong = right.iter().enumerate().filter(|(_, r)| !**r).map(|(i, _)| i as u16);
+    assert!(refused.iter().map(|r| r.index).eq(wrong));
+}
+
+/// Compares what was said with what the model expects.
+fn judge(room: &Room, model: &mut Model, said: &[Effect], revocations: &[Lease]) {
+    let mut revoked = Vec::new();
+    let over = model.over(room.now);
+    let mut answered = BTreeSet::new();
+    for effect in said {
+        match effect {
+            Effect::Assign { to, given, .. } => model.assigned(room.now, *to, given.lease),
+            Effect::Outcome { task, .. } => {
+                let t = model.tasks.get_mut(&task.task).unwrap();
+                assert_eq!(task.state, t.state);
+                t.outcomes += 1;
+            }
+            Effect::Revoked { lease, .. } => revoked.push(*lease),
+            Effect::Tasks { to, request, tasks } => {
+                let (session, _, _, ids) = &model.waits[request];
+                assert_eq!(session, to);
+                assert!(tasks.iter().map(|t| t.task).eq(ids.iter().copied()));
+                assert!(answered.insert(*request), "answered twice");
+            }
+            Effect::Accepted { refused, .. } => assert_eq!(refused, &[]),
+            Effect::Settled { .. } | Effect::Progressed { .. } | Effect::Ok { .. } | Effect::Error { .. } => {}
+        }
+    }
+    revoked.sort_by_key(|l| l.task);
+    assert_eq!(revoked, revocations);
+    // Time is looked at only when it passes: a wait may be over by the clock, but no later than at the next look.
+    assert!(answered.is_subset(&over), "answered too early");
+    let late = over.difference(&answered).filter(|r| model.waits[r].2 > room.now);
+    assert_eq!(late.count(), 0, "a wait that is over is not answered");
+    model.waits.retain(|request, _| !answered.contains(request));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #[test]
+    fn any_calls_keep_the_rules_and_replay_alike(ops in ops()) {
+        let first = run(&ops);
+        let second = run(&ops);
+        prop_assert_eq!(first, second);
+    }
+}

@@ -1,0 +1,65 @@
+//! `cargo xtask test`.
+
+use anyhow::Result;
+
+use crate::shell::{Steps, apt_install, cargo, on_path, run as sh, target_dir};
+
+/// Which tests to run; without an option, unit and integration tests.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Tests inside the crates, and their documentation's examples.
+    #[arg(long)]
+    unit: bool,
+    /// Tests that drive the built binaries.
+    #[arg(long)]
+    integration: bool,
+    /// Long tests under load, in the release profile.
+    #[arg(long)]
+    stress: bool,
+}
+
+/// What the tests call besides Rust: program and Debian package.
+const NEEDED: [(&str, &str); 5] =
+    [("cc", "gcc"), ("make", "make"), ("find", "findutils"), ("wc", "coreutils"), ("sha256sum", "coreutils")];
+
+/// Installs what is missing and runs the tests.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let usual = !(args.unit || args.integration || args.stress);
+    install_missing()?;
+    let mut steps = Steps::default();
+    if args.unit || usual {
+        steps.step("unit tests", unit);
+    }
+    if args.integration || usual {
+        steps.step("integration tests", || integration("debug"));
+    }
+    if args.stress {
+        steps.step("stress tests", || integration("release"));
+    }
+    steps.finish()
+}
+
+fn unit() -> Result<()> {
+    sh(&mut cargo(["test", "--workspace", "--exclude", "hive-integration-tests"]))
+}
+
+/// Builds the binaries, tells the tests where they are, and runs them; the long ones in the release profile.
+fn integration(profile: &str) -> Result<()> {
+    let release = (profile == "release").then_some("--release");
+    // All of the workspace, so that the features of dependencies are the same as for the unit tests: built once.
+    sh(&mut cargo(["build", "--workspace", "--bins", "--exclude", "xtask"].into_iter().chain(release)))?;
+    let long = release.map_or(&[][..], |_| &["--", "--ignored", "--test-threads=1"][..]);
+    let bin = target_dir().join(profile);
+    let mut test = cargo(
+        ["test", "--package", "hive-integration-tests"].into_iter().chain(release).chain(long.to_vec()),
+    );
+    test.env("HIVE_BIN", bin.join("hive")).env("HIVE_BENCH_BIN", bin.join("hive-bench"));
+    sh(&mut test)
+}
+
+fn install_missing() -> Result<()> {
+    let mut packages: Vec<_> =
+        NEEDED.iter().filter(|(name, _)| !on_path(name)).map(|(_, package)| *package).collect();
+    packages.dedup();
+    if packages.is_empty() { Ok(()) } else { apt_install(&packages) }
+}
