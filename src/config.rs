@@ -3,17 +3,20 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::tasks::Policy;
 
 /// The whole configuration. Sizes in bytes, times in milliseconds: keys end in their unit.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address for agents.
+    #[schemars(with = "String")]
     pub listen: SocketAddr,
     /// Address for HTTP.
+    #[schemars(with = "String")]
     pub http: SocketAddr,
     /// Where the server keeps what outlives it (the token, for now). Without it: nothing is kept.
     pub data_dir: Option<PathBuf>,
@@ -43,7 +46,7 @@ pub struct Config {
 }
 
 /// Bounds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Memory of the whole server, bytes: 85 % for tasks, 8 % for what waits to be written, the rest for reading.
@@ -87,7 +90,7 @@ pub struct Limits {
 }
 
 /// Heartbeats and login.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Session {
     /// Time to log in, milliseconds.
@@ -99,7 +102,7 @@ pub struct Session {
 }
 
 /// How a queue treats its tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueuePolicy {
     /// How long a worker may hold a task without renewing it, milliseconds.
@@ -111,7 +114,7 @@ pub struct QueuePolicy {
 }
 
 /// A declared queue. What is left out is as in `queue_defaults`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QueueConfig {
     /// Its name.
@@ -364,6 +367,46 @@ fn suggest(error: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// docs/configuration.md is made from the types above: `HIVE_GENERATE=1 cargo test -p hive-bus config` writes it.
+    #[test]
+    fn the_reference_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+        let text = reference();
+        if std::env::var_os("HIVE_GENERATE").is_some() {
+            std::fs::write(path, &text).expect("writable");
+        }
+        assert_eq!(std::fs::read_to_string(path).expect("there"), text, "docs/configuration.md is stale");
+    }
+
+    fn reference() -> String {
+        let schema = serde_json::to_value(schemars::schema_for!(Config)).expect("plain");
+        let defaults = serde_json::to_value(Config::default()).expect("plain");
+        let mut out = String::from(
+            "# Configuration reference\n\nGenerated from `src/config.rs`. A file in TOML, given by `hive start --config FILE`; \
+             the command line wins over the file. Unknown keys are errors. Sizes are in bytes, times in milliseconds.\n",
+        );
+        let section = |out: &mut String, title: &str, schema: &serde_json::Value, defaults: &serde_json::Value| {
+            out.push_str(&format!("\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n"));
+            for (key, field) in schema["properties"].as_object().expect("fields") {
+                if field.get("$ref").is_some() || field["items"].get("$ref").is_some() {
+                    continue;
+                }
+                let meaning = field["description"].as_str().unwrap_or_default().replace('\n', " ");
+                let default = match &defaults[key] {
+                    serde_json::Value::Null => "-".to_owned(),
+                    v => format!("`{v}`"),
+                };
+                out.push_str(&format!("| `{key}` | {default} | {meaning} |\n"));
+            }
+        };
+        section(&mut out, "Top level", &schema, &defaults);
+        for (table, name) in [("limits", "Limits"), ("session", "Session"), ("queue_defaults", "QueuePolicy")] {
+            section(&mut out, &format!("`[{table}]`"), &schema["$defs"][name], &defaults[table]);
+        }
+        section(&mut out, "`[[queues]]`, one for each declared queue", &schema["$defs"]["QueueConfig"], &serde_json::Value::Null);
+        out
+    }
 
     #[test]
     fn an_empty_file_is_the_default_and_the_default_is_valid() {

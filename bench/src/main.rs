@@ -1,6 +1,7 @@
 //! The load harness: drives Hive and its peers with one generator, and compares them side by side.
 
 mod compare;
+mod cores;
 mod floor;
 mod http;
 mod measure;
@@ -48,6 +49,8 @@ enum Command {
     #[command(hide = true)]
     Launch {
         parent: u32,
+        /// Separated by commas.
+        cores: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
@@ -160,7 +163,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Floor(load) => all_floors(&load),
         Command::Compare(compare) => compare_all(&compare),
         Command::Relay => floor::relay(),
-        Command::Launch { parent, command } => server::become_server(parent, &command),
+        Command::Launch { parent, cores, command } => {
+            let cores: Vec<usize> = cores.split(',').filter_map(|c| c.parse().ok()).collect();
+            server::become_server(parent, &cores, &command)
+        }
     }
 }
 

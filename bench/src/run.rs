@@ -11,10 +11,13 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::measure::Tally;
 
-/// Shared read buffer: large enough for a batch, small enough to stay in the second-level cache.
+/// Shared read buffer: large enough for a batch, small enough to stay in the second-level cache. It grows for a message
+/// that is larger.
 const SCRATCH: usize = 256 * 1024;
+/// Largest message taken, bytes.
+const SCRATCH_MAX: usize = 64 * 1024 * 1024;
 /// Clients are asked for a sign of life this often.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// A producer is given no more to encode while it has this much unsent.
 const BACKLOG: usize = 4 * 1024 * 1024;
 
@@ -73,7 +76,7 @@ struct Link {
 
 impl Link {
     /// Reads once and lets the client parse.
-    fn pump(&mut self, scratch: &mut [u8], clock: Instant, tally: &mut Tally) -> Result<()> {
+    fn pump(&mut self, scratch: &mut Vec<u8>, clock: Instant, tally: &mut Tally) -> Result<()> {
         let held = self.rest.len();
         scratch[..held].copy_from_slice(&self.rest);
         let n = match self.stream.read(&mut scratch[held..]) {
@@ -91,7 +94,10 @@ impl Link {
         let end = held + n;
         tally.now = clock.elapsed().as_nanos() as u64;
         let used = self.client.receive(&scratch[..end], &mut self.out, tally)?;
-        ensure!(used > 0 || end < scratch.len(), "a message is larger than {} bytes", scratch.len());
+        if used == 0 && end == scratch.len() {
+            ensure!(end < SCRATCH_MAX, "a message is larger than {end} bytes");
+            scratch.resize(2 * end, 0);
+        }
         self.rest.clear();
         self.rest.extend_from_slice(&scratch[used..end]);
         Ok(())

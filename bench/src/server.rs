@@ -1,5 +1,6 @@
 //! The processes under test: found, started on a free loopback port, ended with the run.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,10 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::measure;
+use crate::{cores, measure};
 
 /// How long a server may take until it serves.
 const START: Duration = Duration::from_secs(15);
+
+/// Where a server's stderr goes, below its directory.
+const STDERR: &str = "hive-bench.stderr";
 
 /// A system that is not installed here: a fact to report, not a failure of the run.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     /// Where it answers HTTP, if it does.
     pub(crate) http: Option<SocketAddr>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Server {
@@ -44,11 +48,11 @@ impl Server {
         // Another process may take the port between our asking and the server's binding.
         for _ in 0..3 {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-            let mut child = launch(&command(port, dir.path()), Stdio::null())?;
+            let mut child = launch(&command(port, dir.path()), Stdio::null(), dir.path())?;
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             match accepts(addr, &mut child) {
-                Ok(()) => return Ok(Self { child, addr, http: None, _dir: dir }),
-                Err(e) => last = Some(e),
+                Ok(()) => return Ok(Self { child, addr, http: None, dir }),
+                Err(e) => last = Some(explain(e, dir.path())),
             }
             end(&mut child);
         }
@@ -57,14 +61,19 @@ impl Server {
 
     /// Starts a server that prints a line with `ready` and `server=A:P` (and `http=A:P`) on stdout.
     pub(crate) fn start_announced(dir: TempDir, command: &Command) -> Result<Self> {
-        let mut child = launch(command, Stdio::piped())?;
+        let mut child = launch(command, Stdio::piped(), dir.path())?;
         match announced(&mut child) {
-            Ok((addr, http)) => Ok(Self { child, addr, http, _dir: dir }),
+            Ok((addr, http)) => Ok(Self { child, addr, http, dir }),
             Err(e) => {
                 end(&mut child);
-                Err(e)
+                Err(explain(e, dir.path()))
             }
         }
+    }
+
+    /// Adds to an error what the server said last.
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        explain(error, self.dir.path())
     }
 
     /// Processor time used so far.
@@ -84,6 +93,12 @@ impl Drop for Server {
     }
 }
 
+fn explain(error: anyhow::Error, dir: &Path) -> anyhow::Error {
+    let text = std::fs::read(dir.join(STDERR)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[text.len().saturating_sub(500)..]).trim().to_owned();
+    if text.is_empty() { error } else { error.context(format!("the server said: {text}")) }
+}
+
 fn end(child: &mut Child) {
     // It may have ended by itself; nothing is to be done about either.
     let _ = child.kill();
@@ -91,21 +106,18 @@ fn end(child: &mut Child) {
 }
 
 /// Starts a command through `hive-bench launch`, so that it dies with this process however this process dies.
-fn launch(command: &Command, stdout: Stdio) -> Result<Child> {
+fn launch(command: &Command, stdout: Stdio, dir: &Path) -> Result<Child> {
     let mut launch = Command::new(std::env::current_exe()?);
-    launch
-        .arg("launch")
-        .arg(std::process::id().to_string())
-        .arg(command.get_program())
-        .args(command.get_args());
+    let cores: Vec<_> = cores::of_servers().iter().map(ToString::to_string).collect();
+    launch.arg("launch").arg(std::process::id().to_string()).arg(cores.join(","));
+    launch.arg(command.get_program()).args(command.get_args());
     for (key, value) in command.get_envs() {
         match value {
             Some(value) => launch.env(key, value),
             None => launch.env_remove(key),
         };
     }
-    let stderr =
-        if std::env::var_os("HIVE_BENCH_VERBOSE").is_some() { Stdio::inherit() } else { Stdio::null() };
+    let stderr = File::create(dir.join(STDERR))?;
     launch.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     launch.spawn().with_context(|| format!("starting {:?}", command.get_program()))
 }
@@ -145,9 +157,10 @@ fn parse_ready(line: &str) -> Option<(SocketAddr, Option<SocketAddr>)> {
     Some((field("server=")?, field("http=")))
 }
 
-/// The hidden subcommand: asks to die with the parent, then becomes the server.
-pub(crate) fn become_server(parent: u32, command: &[String]) -> Result<()> {
+/// The hidden subcommand: asks to die with the parent, keeps to its cores, then becomes the server.
+pub(crate) fn become_server(parent: u32, cores: &[usize], command: &[String]) -> Result<()> {
     use std::os::unix::process::CommandExt;
+    cores::pin(cores)?;
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // The parent may have died before the line above.
     if rustix::process::getppid().is_none_or(|p| p.as_raw_pid().unsigned_abs() != parent) {

@@ -76,14 +76,14 @@ impl Assembler {
     fn fill(&mut self, stream: u32, piece: &[u8], last: bool) -> Result<Option<Bytes>, (u32, WireError)> {
         if !self.streams.contains_key(&stream) && self.streams.len() >= STREAMS_MAX {
             let text = format!("{STREAMS_MAX} fragmented messages are under way already");
-            return Err((stream, WireError::new(Code::TooManyFragments, text)));
+            return Err((id_inside(piece), WireError::new(Code::TooManyFragments, text)));
         }
         let Stream::Filling(message) = self.streams.entry(stream).or_insert_with(|| Stream::Filling(Vec::new())) else {
             return Ok(None);
         };
         message.extend_from_slice(piece);
         self.bytes += piece.len();
-        let id = message.get(8..12).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let id = id_inside(message);
         if self.bytes > self.message_bytes_max {
             let text = format!("message longer than {} bytes", self.message_bytes_max);
             return Err((id, WireError::new(Code::MessageTooLarge, text)));
@@ -110,6 +110,11 @@ impl Assembler {
         // Few and short: the sum is cheaper to trust than a running difference.
         self.bytes = self.streams.values().map(|s| if let Stream::Filling(m) = s { m.len() } else { 0 }).sum();
     }
+}
+
+/// The id of the frame that begins with these bytes; 0 where they do not reach that far.
+fn id_inside(message: &[u8]) -> u32 {
+    message.get(8..12).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 #[cfg(test)]
@@ -170,11 +175,11 @@ mod tests {
         for stream in 0..100_u32 {
             let mut p = piece.clone();
             p[8..12].copy_from_slice(&stream.to_le_bytes());
-            if let Err((_, e)) = asm.push(FrameRef::parse(&p).expect("whole")) {
-                codes.push(e.code);
+            if let Err((id, e)) = asm.push(FrameRef::parse(&p).expect("whole")) {
+                codes.push((id, e.code));
             }
         }
-        assert_eq!(codes, vec![Code::TooManyFragments as u16; 84]);
+        assert_eq!(codes, vec![(77, Code::TooManyFragments as u16); 84]);
         let mut asm = Assembler::new(1 << 20);
         let mut p = piece.clone();
         p[6] = Flags::LAST as u8;

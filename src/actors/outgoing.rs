@@ -88,9 +88,9 @@ impl Outgoing {
         }
     }
 
-    /// Pushes what has been gathered.
+    /// Pushes what has been gathered, the latest first: an assignment is worth more than the acknowledgement before it.
     pub(crate) fn flush(&mut self) {
-        for at in self.touched.drain(..) {
+        for at in self.touched.drain(..).rev() {
             let d = &mut self.dests[at];
             d.close_frame();
             d.touched = false;

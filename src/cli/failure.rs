@@ -10,6 +10,12 @@ pub(crate) const UNREACHABLE: u8 = 69;
 /// Exit code for a bad configuration (EX_CONFIG).
 pub(crate) const CONFIG: u8 = 78;
 
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.why)
+    }
+}
+
 /// Why a command ends with another code than 0; printed as up to three lines on standard error.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -64,6 +70,11 @@ impl Failure {
             Some(code) => failure.next(format!("`hive explain {}` tells more", code.name())),
             None => failure,
         }
+    }
+
+    /// Whether the server is out of reach.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.code == UNREACHABLE
     }
 
     /// Prints what happened; gives the exit code.

@@ -3,9 +3,14 @@
 use std::io::Read as _;
 use std::path::PathBuf;
 
+use hive::app::Ready;
 use hive::config::{Config, Overrides};
+use hive::edge::discovery::{DevServer, Published};
 
 use super::failure::{CONFIG, Failure};
+use super::output;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Options of `hive start`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +33,7 @@ pub(crate) struct Args {
     /// Secret that agents must show.
     #[arg(long, env = "HIVE_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Accepted as everywhere; the ready line is one line either way.
+    /// Print the ready line as a JSON object.
     #[arg(long)]
     json: bool,
     /// Stop in order when standard input ends: for a server that another process has started.
@@ -54,11 +59,72 @@ pub(crate) fn run(a: Args) -> Result<(), Failure> {
     if a.until_stdin_closes {
         std::thread::spawn(stop_at_end_of_stdin);
     }
-    hive::app::run(config).map_err(|e| Failure::new("the server cannot run", &e).code(e.exit_code()))
+    // Kept until the server has ended: the file that other commands find it by.
+    let mut published = None;
+    let ran = hive::app::run(config, |ready| {
+        if ready.dev {
+            published = publish(ready);
+            banner(ready);
+        }
+        announce(ready, a.json);
+    });
+    drop(published);
+    ran.map_err(|e| Failure::new("the server cannot run", &e).code(e.exit_code()))
+}
+
+/// The one line that scripts wait for.
+fn announce(r: &Ready, as_json: bool) {
+    let Ready { server, http, durability, .. } = r;
+    let printed = match as_json {
+        true => output::json_line(&serde_json::json!({
+            "ready": true, "version": VERSION, "server": server, "http": http, "durability": durability,
+        })),
+        false => output::print_line(
+            format!("hive {VERSION} ready server={server} http={http} durability={durability}").as_bytes(),
+        ),
+    };
+    // Nobody may read the line; the server serves all the same.
+    drop(printed);
+}
+
+/// What somebody needs who tries Hive out.
+fn banner(r: &Ready) {
+    let Ready { server, http, durability, token, .. } = r;
+    let kept = match *durability {
+        "memory" => "memory (tasks are gone when the server stops)",
+        other => other,
+    };
+    eprintln!(
+        "\n  hive {VERSION}, for development\n\
+         \n    agents      {server}\
+         \n    HTTP        http://{http}/v1/status\
+         \n    durability  {kept}\
+         \n    token       {token}\
+         \n                (commands on this machine find it by themselves)\n\
+         \n  Paste this into another terminal:\n\
+         \n    hive work hello -- tr a-z A-Z &  hive submit hello 'it works' --wait; kill %1\n"
+    );
+}
+
+fn publish(r: &Ready) -> Option<Published> {
+    let server = DevServer {
+        server: r.server.to_string(),
+        http: r.http.to_string(),
+        token: r.token.clone(),
+        pid: std::process::id(),
+        version: VERSION.into(),
+    };
+    match server.publish() {
+        Ok(published) => Some(published),
+        Err(e) => {
+            eprintln!("warning: other commands will not find this server by themselves: {e}");
+            None
+        }
+    }
 }
 
 /// Sends this process what `kill` would send it.
-pub(crate) fn stop_at_end_of_stdin() {
+fn stop_at_end_of_stdin() {
     // An error ends the input as well.
     let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);

@@ -10,6 +10,8 @@ use super::failure::Failure;
 
 const DEFAULT_SERVER: &str = "127.0.0.1:7878";
 const DEFAULT_HTTP: &str = "127.0.0.1:7879";
+/// What the environment may say.
+pub(crate) const VARIABLES: [&str; 3] = ["HIVE_SERVER", "HIVE_HTTP", "HIVE_TOKEN"];
 /// A one-shot command gives up on a server that is silent for this long: it has promised to be done with it in 5 s.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 

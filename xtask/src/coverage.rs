@@ -66,18 +66,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&out)?;
     let (out_text, build) =
         (out.to_string_lossy().into_owned(), out.join("build").to_string_lossy().into_owned());
+    let binary = |name: &str| Path::new(&build).join("debug").join(name).to_string_lossy().into_owned();
+    let (hive, bench) = (binary("hive"), binary("hive-bench"));
     let mut options = vec!["tarpaulin", "--engine", "llvm", "--workspace", "--skip-clean", "--out", "Json"];
     options.extend(["--output-dir", &out_text, "--target-dir", &build, "--exclude-files", "fuzz/*"]);
     if args.unit {
         options.extend(["--exclude", "hive-integration-tests"]);
     } else {
-        // Servers that the integration tests start are measured as well, if they are instrumented themselves.
+        // Servers that the integration tests start count as well; those that a test kills leave no figures.
         build_instrumented(&tool, &build)?;
-        options.push("--follow-exec");
+        options.extend(["--follow-exec", "--objects", &hive, "--objects", &bench]);
     }
-    let bin = Path::new(&build).join("debug");
     let mut command = program(&tool.to_string_lossy(), options);
-    command.env("HIVE_BIN", bin.join("hive")).env("HIVE_BENCH_BIN", bin.join("hive-bench"));
+    command.env("HIVE_BIN", &hive).env("HIVE_BENCH_BIN", &bench);
     sh(&mut command)?;
     let report =
         fs::read_to_string(out.join("tarpaulin-report.json")).context("tarpaulin wrote no report")?;

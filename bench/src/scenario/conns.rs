@@ -17,14 +17,18 @@ const REST: Duration = Duration::from_secs(6);
 const UNACKNOWLEDGED: u64 = 1024;
 
 pub(super) fn run(plan: &Plan, system: &dyn System) -> Result<Report> {
-    match plan.waiting {
-        Some(count) => waiting(plan, system, count as u64),
-        None => idle(plan, system),
+    if plan.waiting.is_some() && !system.keeps_tasks() {
+        return Err(Unsupported("it keeps no tasks waiting").into());
     }
+    let server = system.start(&plan.setup)?;
+    let report = match plan.waiting {
+        Some(count) => waiting(plan, system, &server, count as u64),
+        None => idle(plan, system, &server),
+    };
+    report.map_err(|e| server.explain(e))
 }
 
-fn idle(plan: &Plan, system: &dyn System) -> Result<Report> {
-    let server = system.start(&plan.setup)?;
+fn idle(plan: &Plan, system: &dyn System, server: &Server) -> Result<Report> {
     let mut engine = Engine::new()?;
     // The first connections pay for what the server sets up once.
     for _ in 0..8 {
@@ -32,7 +36,7 @@ fn idle(plan: &Plan, system: &dyn System) -> Result<Report> {
     }
     engine.until("login", LOGIN, |e| e.ready(0))?;
     rest(&mut engine)?;
-    let meter = Meter::start(&server)?;
+    let meter = Meter::start(server)?;
     for _ in 0..plan.connections {
         let begin = engine.now();
         let number = engine.connect(server.addr, system.idle())?;
@@ -40,26 +44,22 @@ fn idle(plan: &Plan, system: &dyn System) -> Result<Report> {
         let now = engine.now();
         engine.tally.done.hit(begin, now);
     }
-    let mut report = meter.stop(plan, &server, &mut engine, plan.connections as u64, "connection")?;
+    let mut report = meter.stop(plan, server, &mut engine, plan.connections as u64, "connection")?;
     report.latency_us = Some([0.5, 0.99, 0.999].map(|q| engine.tally.done.quantile_us(q)));
     Ok(report)
 }
 
-fn waiting(plan: &Plan, system: &dyn System, count: u64) -> Result<Report> {
-    if !system.keeps_tasks() {
-        return Err(Unsupported("it keeps no tasks waiting").into());
-    }
-    let server = system.start(&plan.setup)?;
+fn waiting(plan: &Plan, system: &dyn System, server: &Server, count: u64) -> Result<Report> {
     let Job { kind, producers, size, result_size, .. } = plan.job();
     let job = Job { kind, producers, consumers: 0, size, result_size, in_flight: UNACKNOWLEDGED as usize };
-    system.prepare(&server, &job, plan.setup.durability)?;
+    system.prepare(server, &job, plan.setup.durability)?;
     let mut engine = Engine::new()?;
     let clients = system.clients(&job);
     let links =
         clients.into_iter().map(|(_, c)| engine.connect(server.addr, c)).collect::<Result<Vec<_>>>()?;
     engine.until("login", LOGIN, |e| e.ready(0))?;
     rest(&mut engine)?;
-    let meter = Meter::start(&server)?;
+    let meter = Meter::start(server)?;
     let (mut sent, mut turn) = (0, 0);
     engine.until("submission of all tasks", Duration::from_secs(600), |e| {
         let room = UNACKNOWLEDGED.saturating_sub(sent - e.tally.accepted).min(count - sent);
@@ -72,7 +72,7 @@ fn waiting(plan: &Plan, system: &dyn System, count: u64) -> Result<Report> {
         e.tally.accepted >= count
     })?;
     super::check_durability(plan, &engine)?;
-    meter.stop(plan, &server, &mut engine, count, "task")
+    meter.stop(plan, server, &mut engine, count, "task")
 }
 
 fn rest(engine: &mut Engine) -> Result<()> {

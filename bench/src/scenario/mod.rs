@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use crate::cores;
 use crate::report::Report;
 use crate::run::Engine;
+use crate::server::Server;
 use crate::system::{self, Job, Kind, Name, Role, Setup, System};
 use load::{Measured, Pace};
 
@@ -173,6 +175,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     if let Some(reason) = system.refuses(plan.scenario.kind(), plan.setup.durability) {
         return Err(Unsupported(reason).into());
     }
+    cores::take_own()?;
     match plan.scenario {
         Scenario::Conns => conns::run(plan, &*system),
         _ => load(plan, &*system),
@@ -180,9 +183,13 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
 }
 
 fn load(plan: &Plan, system: &dyn System) -> Result<Report> {
-    let job = plan.job();
     let server = system.start(&plan.setup)?;
-    system.prepare(&server, &job, plan.setup.durability)?;
+    drive(plan, system, &server).map_err(|e| server.explain(e))
+}
+
+fn drive(plan: &Plan, system: &dyn System, server: &Server) -> Result<Report> {
+    let job = plan.job();
+    system.prepare(server, &job, plan.setup.durability)?;
     let mut engine = Engine::new()?;
     let mut producers = Vec::new();
     for (role, client) in system.clients(&job) {
@@ -193,12 +200,12 @@ fn load(plan: &Plan, system: &dyn System) -> Result<Report> {
     }
     engine.until("login of all clients", LOGIN, |e| e.ready(0))?;
     ensure!(!producers.is_empty(), "no producers");
-    let measured = load::run(&mut engine, &server, &producers, plan.pace(), plan.warm_up, plan.duration)?;
+    let measured = load::run(&mut engine, server, &producers, plan.pace(), plan.warm_up, plan.duration)?;
     check_durability(plan, &engine)?;
     let mut report = summarise(plan, &mut engine, &measured);
     report.rss_peak_bytes = server.memory()?.1;
     if plan.system == Name::Hive && plan.scenario == Scenario::Task && plan.rate.is_some() {
-        report.set("decisions", system::decisions(&server).context("reading the server's status")?);
+        report.set("decisions", system::decisions(server).context("reading the server's status")?);
     }
     Ok(report)
 }
@@ -258,9 +265,7 @@ fn summarise(plan: &Plan, engine: &mut Engine, m: &Measured) -> Report {
 /// Closed loop: the generator's thread had hardly a pause while the server did not use what was left of the machine.
 /// Open loop: the generator spins by design, so what counts is whether it sent late.
 fn generator_bound(plan: &Plan, m: &Measured) -> bool {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // One core is the generator's own.
-    let useful = (cores - 1).max(1) as f64;
+    let useful = cores::of_servers().len() as f64;
     let server_idle = m.server_cpu / m.seconds < 0.9 * useful;
     match plan.rate {
         None => m.generator_cpu / m.seconds > 0.9 && server_idle,

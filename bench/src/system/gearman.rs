@@ -25,7 +25,7 @@ const ECHO_REQ: u32 = 16;
 const ECHO_RES: u32 = 17;
 const ERROR: u32 = 19;
 /// Grabs that a worker keeps under way at most.
-const GRABS_MAX: usize = 128;
+const GRABS_MAX: usize = 256;
 
 pub(crate) struct Gearman;
 
@@ -42,7 +42,7 @@ impl System for Gearman {
         let program = find("gearmand")?;
         Server::start(TempDir::new()?, |port, dir| {
             let mut c = Command::new(&program);
-            c.args(["-L", "127.0.0.1", "-p", &port.to_string(), "-l", "none", "-b", "1024", "-t", "4"]);
+            c.args(["-L", "127.0.0.1", "-p", &port.to_string(), "-l", "none", "-b", "1024", "-t", "1"]);
             c.arg("-P").arg(dir.join("pid"));
             c
         })

@@ -18,7 +18,7 @@ use crate::run::{Client, Stamps};
 use crate::server::{Server, find};
 
 /// Entries taken by one XREADGROUP or BLMPOP, at most.
-const TAKE_MAX: usize = 512;
+const TAKE_MAX: usize = 256;
 
 pub(crate) struct Redis;
 
@@ -79,9 +79,7 @@ impl System for Redis {
                 }));
             }
             Kind::Task => {
-                let take = std::env::var("TAKE")
-                    .map(|t| t.parse().unwrap())
-                    .unwrap_or((job.in_flight / job.consumers.max(1)).clamp(1, TAKE_MAX));
+                let take = (job.in_flight / job.consumers.max(1)).clamp(1, TAKE_MAX);
                 clients.extend((0..job.consumers).map(|i| boxed(Role::Receiver, worker(i, take, job))));
                 let collectors = if job.consumers > 0 { job.producers } else { 0 };
                 clients.extend((0..collectors).map(|i| boxed(Role::Receiver, collector(i, take))));
@@ -132,7 +130,8 @@ fn worker(number: usize, take: usize, job: &Job) -> RedisClient {
 fn collector(number: usize, take: usize) -> RedisClient {
     let take = take.to_string();
     let pop = command(&["BLMPOP", "0", "1", &format!("r{number}"), "LEFT", "COUNT", &take]);
-    RedisClient::new(&pop.clone(), Part::Collector { pop, left: 0 })
+    let hello = pop.clone();
+    RedisClient::new(&hello, Part::Collector { pop, left: 0 })
 }
 
 /// A command as it stands on the wire.

@@ -65,14 +65,27 @@ impl Consumer {
 
 impl Board {
     /// Opens a consumer. `offered` are the labels of its agent.
-    pub fn work(&mut self, from: SessionId, id: u32, work: &Work, offered: &[String], sink: &mut impl TaskSink) {
+    pub fn work(
+        &mut self,
+        from: SessionId,
+        id: u32,
+        work: &Work,
+        offered: &[String],
+        sink: &mut impl TaskSink,
+    ) {
         match self.open_consumer(from, id, work, offered) {
             Ok(()) => sink.ok(from, id),
             Err(e) => sink.error(from, id, e),
         }
     }
 
-    fn open_consumer(&mut self, from: SessionId, id: u32, work: &Work, offered: &[String]) -> Result<(), WireError> {
+    fn open_consumer(
+        &mut self,
+        from: SessionId,
+        id: u32,
+        work: &Work,
+        offered: &[String],
+    ) -> Result<(), WireError> {
         self.check_credit(work.credit_tasks, work.credit_bytes)?;
         names::labels(&work.labels)?;
         if self.find_consumer(from, id).is_some() {
@@ -115,7 +128,9 @@ impl Board {
     fn check_credit(&self, tasks: u32, bytes: u64) -> Result<(), WireError> {
         let (t, b) = (self.limits.credit_tasks_max, self.limits.credit_bytes_max);
         if tasks > t || bytes > b {
-            let text = format!("credit of {tasks} tasks and {bytes} bytes; a consumer may have {t} tasks and {b} bytes");
+            let text = format!(
+                "credit of {tasks} tasks and {bytes} bytes; a consumer may have {t} tasks and {b} bytes"
+            );
             return Err(WireError::new(Code::CreditOverflow, text));
         }
         Ok(())
@@ -126,7 +141,9 @@ impl Board {
         if let Err(e) = self.check_credit(tasks, bytes) {
             return sink.error(from, id, e);
         }
-        let Some(handle) = self.find_consumer(from, id) else { return sink.error(from, id, unknown_consumer(id)) };
+        let Some(handle) = self.find_consumer(from, id) else {
+            return sink.error(from, id, unknown_consumer(id));
+        };
         if let Some(c) = &mut self.consumers[handle as usize] {
             (c.credit_tasks, c.credit_bytes) = (tasks, bytes);
         }
@@ -135,7 +152,9 @@ impl Board {
 
     /// Closes a consumer; tasks that it holds may still be settled.
     pub fn stop_work(&mut self, from: SessionId, id: u32, sink: &mut impl TaskSink) {
-        let Some(handle) = self.find_consumer(from, id) else { return sink.error(from, id, unknown_consumer(id)) };
+        let Some(handle) = self.find_consumer(from, id) else {
+            return sink.error(from, id, unknown_consumer(id));
+        };
         self.close_consumer(handle);
         if self.consumers[handle as usize].as_ref().is_some_and(|c| c.leases.len == 0) {
             self.drop_consumer(handle);
@@ -254,7 +273,9 @@ impl Board {
                 // The oldest task first, across the lanes that fit.
                 ref fitting => {
                     let waiting = fitting.iter().filter(|l| lanes[**l as usize].tasks.len > 0);
-                    let Some(l) = waiting.min_by_key(|l| table.seq(lanes[**l as usize].tasks.head)) else { break };
+                    let Some(l) = waiting.min_by_key(|l| table.seq(lanes[**l as usize].tasks.head)) else {
+                        break;
+                    };
                     *l
                 }
             };

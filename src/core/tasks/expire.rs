@@ -95,7 +95,9 @@ impl Board {
             && at <= now
         {
             self.timers.leases.pop();
-            while let Some(c) = self.consumers[handle as usize].as_mut().filter(|c| c.generation == generation) {
+            while let Some(c) =
+                self.consumers[handle as usize].as_mut().filter(|c| c.generation == generation)
+            {
                 let slot = c.leases.head;
                 if slot == Slot::NONE {
                     c.timed = false;

@@ -12,11 +12,13 @@
 //! ```
 //!
 //! Rooms: [`arena`] (bytes), [`table`] (records), [`queue`] (lanes and policy), `assign` (who gets what), `settle` (what
-//! workers say), `expire` (what time does), `waits` (who waits for an outcome), `view` (counts).
+//! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
+//! (counts).
 
 pub(crate) mod arena;
 mod assign;
 mod expire;
+mod outcome;
 mod queue;
 mod settle;
 mod submit;

@@ -89,7 +89,8 @@ impl Board {
     fn create(&mut self, name: &str) -> Result<u32, WireError> {
         names::queue(name.as_bytes())?;
         if self.queues.len() >= self.limits.queues_max {
-            let text = format!("queue {name:?} would be one more than queues_max = {}", self.limits.queues_max);
+            let text =
+                format!("queue {name:?} would be one more than queues_max = {}", self.limits.queues_max);
             return Err(WireError::new(Code::TooManyQueues, text));
         }
         let at = self.queues.len() as u32;
@@ -124,7 +125,10 @@ impl Board {
             return Ok(*l);
         }
         if lanes.len() >= LANES_MAX {
-            let text = format!("queue {:?} has {LANES_MAX} distinct label sets already", self.queues[queue as usize].name);
+            let text = format!(
+                "queue {:?} has {LANES_MAX} distinct label sets already",
+                self.queues[queue as usize].name
+            );
             return Err(WireError::new(Code::TooManyLabels, text));
         }
         let at = self.lanes.len() as u32;

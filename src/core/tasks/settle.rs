@@ -1,18 +1,15 @@
 //! What workers say about tasks that they hold.
 
 use hive_proto::error::Code;
-use hive_proto::items::{Complete, DELAY_BY_POLICY, Fail, Progress, Progressed, Refused, Release, RevokeReason, Revoked, Task};
+use hive_proto::items::{
+    Complete, DELAY_BY_POLICY, Fail, Progress, Progressed, Refused, Release, RevokeReason, Revoked,
+};
 use hive_proto::{Lease, SessionId, TaskId, TaskState};
 
 use super::arena::Blob;
 use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
-
-/// What a result costs besides its bytes: its record and its place.
-pub(crate) const RESULT_OVERHEAD: usize = 64;
-/// Error text kept of a failure, bytes.
-const ERROR_BYTES_MAX: usize = 4096;
 
 impl Board {
     /// Results. The first one for a valid lease counts; anything later is refused.
@@ -24,16 +21,23 @@ impl Board {
         items: impl Iterator<Item = Complete<'a>>,
         sink: &mut impl TaskSink,
     ) {
-        self.settle(from, request, items, sink, |c| c.lease, |board, slot, item, sink| {
-            board.unlease(slot);
-            let payload = board.table[slot].blob;
-            board.payloads.free(payload);
-            let blob = board.results.put([item.result, &[]]);
-            let queue = board.queue_of(slot);
-            board.queues[queue as usize].completed += 1;
-            board.counters.completed += 1;
-            board.finish(now, slot, TaskState::Completed, blob, sink);
-        });
+        self.settle(
+            from,
+            request,
+            items,
+            sink,
+            |c| c.lease,
+            |board, slot, item, sink| {
+                board.unlease(slot);
+                let payload = board.table[slot].blob;
+                board.payloads.free(payload);
+                let blob = board.results.put([item.result, &[]]);
+                let queue = board.queue_of(slot);
+                board.queues[queue as usize].completed += 1;
+                board.counters.completed += 1;
+                board.finish(now, slot, TaskState::Completed, blob, sink);
+            },
+        );
     }
 
     /// Failures: back to the queue, or to the dead letters.
@@ -45,17 +49,24 @@ impl Board {
         items: impl Iterator<Item = Fail<'a>>,
         sink: &mut impl TaskSink,
     ) {
-        self.settle(from, request, items, sink, |f| f.lease, |board, slot, item, sink| {
-            board.unlease(slot);
-            board.counters.failed += 1;
-            let delay = (item.delay_ms != DELAY_BY_POLICY).then_some(item.delay_ms);
-            if item.permanent {
-                board.bury(slot, item.error, sink);
-            } else {
-                let policy = board.queues[board.queue_of(slot) as usize].policy.retry_delay_ms;
-                board.put_back_or_bury(now, slot, Some(item.error), Some(delay.unwrap_or(policy)), sink);
-            }
-        });
+        self.settle(
+            from,
+            request,
+            items,
+            sink,
+            |f| f.lease,
+            |board, slot, item, sink| {
+                board.unlease(slot);
+                board.counters.failed += 1;
+                let delay = (item.delay_ms != DELAY_BY_POLICY).then_some(item.delay_ms);
+                if item.permanent {
+                    board.bury(slot, item.error, sink);
+                } else {
+                    let policy = board.queues[board.queue_of(slot) as usize].policy.retry_delay_ms;
+                    board.put_back_or_bury(now, slot, Some(item.error), Some(delay.unwrap_or(policy)), sink);
+                }
+            },
+        );
     }
 
     /// Tasks given back; the attempt does not count.
@@ -67,10 +78,17 @@ impl Board {
         items: impl Iterator<Item = Release>,
         sink: &mut impl TaskSink,
     ) {
-        self.settle(from, request, items, sink, |r| r.lease, |board, slot, item, sink| {
-            board.unlease(slot);
-            board.put_back_or_bury(now, slot, None, Some(item.delay_ms), sink);
-        });
+        self.settle(
+            from,
+            request,
+            items,
+            sink,
+            |r| r.lease,
+            |board, slot, item, sink| {
+                board.unlease(slot);
+                board.put_back_or_bury(now, slot, None, Some(item.delay_ms), sink);
+            },
+        );
     }
 
     /// Leases made longer, from now.
@@ -82,17 +100,24 @@ impl Board {
         items: impl Iterator<Item = Lease>,
         sink: &mut impl TaskSink,
     ) {
-        self.settle(from, request, items, sink, |l| *l, |board, slot, _, _| {
-            let r = &board.table[slot];
-            let (lane, owner) = (r.lane, r.owner);
-            let queue = board.lanes[lane as usize].queue;
-            let lease_ms = board.queues[queue as usize].policy.lease_ms;
-            if let Some(c) = &mut board.consumers[owner as usize] {
-                board.table[slot].deadline = c.lease_until(now, lease_ms, &board.table);
-                c.leases.remove(&mut board.table, slot);
-                c.leases.push_back(&mut board.table, slot);
-            }
-        });
+        self.settle(
+            from,
+            request,
+            items,
+            sink,
+            |l| *l,
+            |board, slot, _, _| {
+                let r = &board.table[slot];
+                let (lane, owner) = (r.lane, r.owner);
+                let queue = board.lanes[lane as usize].queue;
+                let lease_ms = board.queues[queue as usize].policy.lease_ms;
+                if let Some(c) = &mut board.consumers[owner as usize] {
+                    board.table[slot].deadline = c.lease_until(now, lease_ms, &board.table);
+                    c.leases.remove(&mut board.table, slot);
+                    c.leases.push_back(&mut board.table, slot);
+                }
+            },
+        );
     }
 
     /// Progress, told to the submitter if it watches.
@@ -103,13 +128,23 @@ impl Board {
         items: impl Iterator<Item = Progress<'a>>,
         sink: &mut impl TaskSink,
     ) {
-        self.settle(from, request, items, sink, |p| p.lease, |board, slot, item, sink| {
-            let r = &board.table[slot];
-            if r.watcher != SessionId(0) {
-                let (task, attempt) = (item.lease.task, r.attempt);
-                sink.progressed(r.watcher, Progressed { task, attempt, value: item.value, note: item.note });
-            }
-        });
+        self.settle(
+            from,
+            request,
+            items,
+            sink,
+            |p| p.lease,
+            |board, slot, item, sink| {
+                let r = &board.table[slot];
+                if r.watcher != SessionId(0) {
+                    let (task, attempt) = (item.lease.task, r.attempt);
+                    sink.progressed(
+                        r.watcher,
+                        Progressed { task, attempt, value: item.value, note: item.note },
+                    );
+                }
+            },
+        );
     }
 
     /// Cancels tasks: waiting ones at once; of running ones the lease is void and the worker is told.
@@ -126,7 +161,9 @@ impl Board {
         for (index, task) in ids.enumerate() {
             match self.cancel_one(now, task, sink) {
                 Ok(()) => accepted += 1,
-                Err(code) => self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 }),
+                Err(code) => {
+                    self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 })
+                }
             }
         }
         self.answer(from, request, accepted, sink);
@@ -235,136 +272,6 @@ impl Board {
             self.drop_consumer(owner);
         } else {
             self.offer(owner);
-        }
-    }
-
-    /// Puts tasks that lost their worker back. The youngest goes first, so that the oldest ends up first in its lane.
-    pub(crate) fn put_back_in_order(&mut self, now: Tick, mut tasks: Vec<Slot>, error: &str, sink: &mut impl TaskSink) {
-        tasks.sort_unstable_by_key(|slot| std::cmp::Reverse(self.table.seq(*slot)));
-        for slot in tasks {
-            self.put_back_or_bury(now, slot, Some(error), None, sink);
-        }
-    }
-
-    /// After an attempt that brought no result. The task is in no list. Without an error the attempt does not count.
-    pub(crate) fn put_back_or_bury(
-        &mut self,
-        now: Tick,
-        slot: Slot,
-        error: Option<&str>,
-        delay_ms: Option<u32>,
-        sink: &mut impl TaskSink,
-    ) {
-        if let Some(text) = error {
-            let r = &mut self.table[slot];
-            r.failed = r.failed.saturating_add(1);
-            if r.failed >= r.attempts_max {
-                return self.bury(slot, text, sink);
-            }
-            self.keep_error(slot, text);
-        }
-        let queue = self.queue_of(slot);
-        match delay_ms {
-            Some(ms) if ms > 0 => {
-                let due = now.plus_ms(u64::from(ms));
-                self.table[slot].state = TaskState::Scheduled;
-                self.table[slot].deadline = due;
-                self.timers.schedule(due, slot, self.table.seq(slot));
-                self.queues[queue as usize].scheduled += 1;
-            }
-            _ => {
-                self.table[slot].state = TaskState::Waiting;
-                let lane = self.table[slot].lane;
-                self.lanes[lane as usize].tasks.push_front(&mut self.table, slot);
-                self.queues[queue as usize].waiting += 1;
-                self.mark_dirty(queue);
-            }
-        }
-    }
-
-    /// Keeps the text for those who ask, unless memory is full: workers must not fill it beyond its limit.
-    fn keep_error(&mut self, slot: Slot, text: &str) {
-        self.drop_error(slot);
-        if text.is_empty() || self.memory_bytes() >= self.limits.memory_bytes_max {
-            return;
-        }
-        let mut end = text.len().min(ERROR_BYTES_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.error_bytes += end + RESULT_OVERHEAD;
-        self.errors.insert(self.table.seq(slot), text[..end].into());
-    }
-
-    pub(crate) fn drop_error(&mut self, slot: Slot) {
-        if !self.errors.is_empty()
-            && let Some(old) = self.errors.remove(&self.table.seq(slot))
-        {
-            self.error_bytes -= old.len() + RESULT_OVERHEAD;
-        }
-    }
-
-    fn bury(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
-        self.keep_error(slot, error);
-        let blob = self.table[slot].blob;
-        self.table[slot].blob = self.dead.put([self.payloads.get(blob), &[]]);
-        self.payloads.free(blob);
-        self.table[slot].state = TaskState::Dead;
-        let queue = self.queue_of(slot);
-        self.queues[queue as usize].dead.push_back(&mut self.table, slot);
-        self.counters.dead += 1;
-        self.tell(slot, sink);
-    }
-
-    /// Gives a task its outcome and keeps it for those who ask later. It is in no list and its payload is freed.
-    #[inline]
-    fn finish(&mut self, now: Tick, slot: Slot, state: TaskState, blob: Blob, sink: &mut impl TaskSink) {
-        self.drop_error(slot);
-        let r = &mut self.table[slot];
-        r.state = state;
-        r.blob = blob;
-        r.deadline = now.plus_ms(self.limits.result_ms);
-        self.done.push_back(&mut self.table, slot);
-        self.done_bytes += blob.len() + RESULT_OVERHEAD;
-        self.tell(slot, sink);
-        while self.done_bytes > self.limits.results_bytes_max {
-            self.forget_oldest();
-        }
-    }
-
-    /// Pushes an outcome to whoever watches or waits.
-    #[inline]
-    fn tell(&mut self, slot: Slot, sink: &mut impl TaskSink) {
-        let r = &self.table[slot];
-        if r.watcher != SessionId(0) {
-            sink.outcome(r.watcher, self.view(slot));
-        }
-        if r.waited {
-            self.waits_hit(slot, sink);
-        }
-    }
-
-    /// A task as clients see it.
-    #[inline]
-    pub(crate) fn view(&self, slot: Slot) -> Task<'_> {
-        let r = &self.table[slot];
-        let seq = self.table.seq(slot);
-        let task = TaskId::new(self.queues[self.queue_of(slot) as usize].partition, seq);
-        let payload = match r.state {
-            TaskState::Completed => self.results.get(r.blob),
-            TaskState::Dead => self.errors.get(&seq).map_or(&[][..], |e| e.as_bytes()),
-            _ => &[],
-        };
-        Task { task, state: r.state, attempt: r.attempt, payload }
-    }
-
-    /// Forgets the outcome that is kept longest.
-    pub(crate) fn forget_oldest(&mut self) {
-        if let Some(slot) = self.done.pop_front(&mut self.table) {
-            let blob = self.table[slot].blob;
-            self.done_bytes -= blob.len() + RESULT_OVERHEAD;
-            self.results.free(blob);
-            self.table.remove(slot);
         }
     }
 }

@@ -34,7 +34,13 @@ pub struct SubmitFrame<'a> {
 impl Board {
     /// Takes a batch of tasks for one queue. Each item is judged by itself; the answer tells which were refused.
     /// Nothing is assigned before [`Board::pump`].
-    pub fn submit(&mut self, now: Tick, frame: SubmitFrame<'_>, items: Items<'_, Submit<'_>>, sink: &mut impl TaskSink) {
+    pub fn submit(
+        &mut self,
+        now: Tick,
+        frame: SubmitFrame<'_>,
+        items: Items<'_, Submit<'_>>,
+        sink: &mut impl TaskSink,
+    ) {
         let (to, request) = (frame.from, frame.request);
         let queue = match self.admit(&frame) {
             Ok(queue) => queue,
@@ -43,7 +49,8 @@ impl Board {
                 return sink.error(to, request, e);
             }
         };
-        let trace_ext = frame.trace.map(|t| messages::encode(&TaskOptions { trace: Some(t), ..TaskOptions::default() }));
+        let trace_ext =
+            frame.trace.map(|t| messages::encode(&TaskOptions { trace: Some(t), ..TaskOptions::default() }));
         let first = TaskId::new(self.queues[queue as usize].partition, self.table.next_seq());
         let watcher = if frame.watch { to } else { SessionId(0) };
         self.refused.clear();

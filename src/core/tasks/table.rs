@@ -93,7 +93,14 @@ impl Table {
     pub(crate) fn new(first_seq: u64) -> Self {
         // Sequences come from this side alone, so a fixed seed gives nobody a way to collide them.
         let by_number = HashMap::with_hasher(foldhash::fast::FixedState::default());
-        Self { pages: Vec::new(), free: Vec::new(), by_number, next_seq: first_seq, open: None, last: Cell::new(0) }
+        Self {
+            pages: Vec::new(),
+            free: Vec::new(),
+            by_number,
+            next_seq: first_seq,
+            open: None,
+            last: Cell::new(0),
+        }
     }
 
     /// The sequence that the next record gets.
@@ -223,8 +230,8 @@ impl Default for List {
 impl List {
     #[inline]
     pub(crate) fn push_back(&mut self, t: &mut Table, s: Slot) {
-        t[s].next = Slot::NONE;
-        t[s].prev = self.tail;
+        let r = &mut t[s];
+        (r.prev, r.next) = (self.tail, Slot::NONE);
         match self.tail {
             Slot::NONE => self.head = s,
             tail => t[tail].next = s,
@@ -235,8 +242,8 @@ impl List {
 
     #[inline]
     pub(crate) fn push_front(&mut self, t: &mut Table, s: Slot) {
-        t[s].prev = Slot::NONE;
-        t[s].next = self.head;
+        let r = &mut t[s];
+        (r.prev, r.next) = (Slot::NONE, self.head);
         match self.head {
             Slot::NONE => self.tail = s,
             head => t[head].prev = s,
@@ -247,7 +254,7 @@ impl List {
 
     #[inline]
     pub(crate) fn remove(&mut self, t: &mut Table, s: Slot) {
-        let (prev, next) = (t[s].prev, t[s].next);
+        let Record { prev, next, .. } = t[s];
         match prev {
             Slot::NONE => self.head = next,
             p => t[p].next = next,
@@ -306,7 +313,10 @@ mod tests {
         l.push_back(&mut t, s[3]);
         l.remove(&mut t, s[2]);
         assert_eq!(l.len, 3);
-        assert_eq!([l.pop_front(&mut t), l.pop_front(&mut t), l.pop_front(&mut t)], [Some(s[0]), Some(s[1]), Some(s[3])]);
+        assert_eq!(
+            [l.pop_front(&mut t), l.pop_front(&mut t), l.pop_front(&mut t)],
+            [Some(s[0]), Some(s[1]), Some(s[3])]
+        );
         assert_eq!(l.pop_front(&mut t), None);
         assert_eq!((l.head, l.tail), (Slot::NONE, Slot::NONE));
     }

@@ -10,8 +10,8 @@ mod waits;
 
 use hive_proto::error::Code;
 use hive_proto::items::{
-    Assign, Complete, DELAY_BY_POLICY, Fail, Item, Items, Progress, Progressed, Refused, Release, RevokeReason, Revoked,
-    Submit, Task,
+    Assign, Complete, DELAY_BY_POLICY, Fail, Item, Items, Progress, Progressed, Refused, Release,
+    RevokeReason, Revoked, Submit, Task,
 };
 use hive_proto::messages::{self, TaskOptions, Work};
 use hive_proto::{Lease, SessionId, TaskId, TaskState, WireError};
@@ -173,7 +173,13 @@ impl Room {
     }
 
     /// Submits one watched task with options.
-    fn submit_one(&mut self, from: SessionId, queue: &'static str, options: &TaskOptions, payload: &str) -> TaskId {
+    fn submit_one(
+        &mut self,
+        from: SessionId,
+        queue: &'static str,
+        options: &TaskOptions,
+        payload: &str,
+    ) -> TaskId {
         let frame = self.frame(from, queue);
         let ext = messages::encode(options);
         self.submit_frame(SubmitFrame { watch: true, ..frame }, &[(&ext, payload.as_bytes())]);
@@ -188,10 +194,16 @@ impl Room {
     }
 
     fn work(&mut self, from: SessionId, id: u32, queue: &str, tasks: u32) {
-        self.work_with(from, id, Work { queue: queue.into(), credit_tasks: tasks, credit_bytes: 1_000, labels: vec![] }, &[]);
+        self.work_with(
+            from,
+            id,
+            Work { queue: queue.into(), credit_tasks: tasks, credit_bytes: 1_000, labels: vec![] },
+            &[],
+        );
         assert_eq!(self.answer(), Effect::Ok { to: from, request: id });
     }
 
+    #[allow(clippy::needless_pass_by_value)] // made on the spot by every caller
     fn work_with(&mut self, from: SessionId, id: u32, work: Work, offered: &[&str]) {
         let offered: Vec<String> = offered.iter().map(ToString::to_string).collect();
         self.board.work(from, id, &work, &offered, &mut self.log);
@@ -257,7 +269,12 @@ impl Room {
 
     fn progress(&mut self, from: SessionId, lease: Lease, value: u16) -> Result<(), Code> {
         let request = self.request();
-        self.board.progress(from, request, [Progress { lease, value, note: b"n" }].into_iter(), &mut self.log);
+        self.board.progress(
+            from,
+            request,
+            [Progress { lease, value, note: b"n" }].into_iter(),
+            &mut self.log,
+        );
         self.settled(from, request)
     }
 
@@ -270,11 +287,15 @@ impl Room {
     /// The answer of a settlement of one item; what was said before it stays.
     fn settled(&mut self, from: SessionId, expected: u32) -> Result<(), Code> {
         self.board.check();
-        let Some(Effect::Settled { to, request, accepted, refused }) = self.log.0.pop() else { panic!("no answer") };
+        let Some(Effect::Settled { to, request, accepted, refused }) = self.log.0.pop() else {
+            panic!("no answer")
+        };
         assert_eq!((to, request), (from, expected));
         match &refused[..] {
             [] if accepted == 1 => Ok(()),
-            [Refused { index: 0, code, retry_after_ms: 0 }] if accepted == 0 => Err(Code::from_u16(*code).unwrap()),
+            [Refused { index: 0, code, retry_after_ms: 0 }] if accepted == 0 => {
+                Err(Code::from_u16(*code).unwrap())
+            }
             other => panic!("{accepted} accepted, refused {other:?}"),
         }
     }

@@ -76,7 +76,8 @@ impl Waits {
         }
         if self.deadlines.len() > 1024 && self.deadlines.len() > 4 * self.len() {
             let all = &self.all;
-            self.deadlines.retain(|Reverse((_, h, g))| all[*h as usize].as_ref().is_some_and(|w| w.generation == *g));
+            self.deadlines
+                .retain(|Reverse((_, h, g))| all[*h as usize].as_ref().is_some_and(|w| w.generation == *g));
         }
         Some((wait.session, wait.request, wait.ids))
     }
@@ -84,7 +85,13 @@ impl Waits {
 
 impl Board {
     /// Tells where tasks stand.
-    pub fn query(&self, from: SessionId, request: u32, ids: impl Iterator<Item = TaskId>, sink: &mut impl TaskSink) {
+    pub fn query(
+        &self,
+        from: SessionId,
+        request: u32,
+        ids: impl Iterator<Item = TaskId>,
+        sink: &mut impl TaskSink,
+    ) {
         sink.tasks(from, request, ids.map(|id| self.state_of(id)));
     }
 
@@ -118,7 +125,8 @@ impl Board {
             return self.query(from, request, ids.iter().copied(), sink);
         }
         if self.waits.ids + ids.len() > self.limits.waits_max {
-            let text = format!("{} task ids are waited for; waits_max is {}", self.waits.ids, self.limits.waits_max);
+            let text =
+                format!("{} task ids are waited for; waits_max is {}", self.waits.ids, self.limits.waits_max);
             return sink.error(from, request, WireError::new(Code::TooManyWaits, text).retry_after(1000));
         }
         let left = if mode == WaitMode::Any { 1 } else { open.len() };
@@ -164,7 +172,14 @@ impl Board {
     }
 
     /// Dead letters of a queue, the newest first.
-    pub fn list_dead(&self, from: SessionId, request: u32, queue: &str, limit: usize, sink: &mut impl TaskSink) {
+    pub fn list_dead(
+        &self,
+        from: SessionId,
+        request: u32,
+        queue: &str,
+        limit: usize,
+        sink: &mut impl TaskSink,
+    ) {
         let Some(at) = self.by_name.get(queue) else {
             let text = format!("queue {queue:?} does not exist");
             return sink.error(from, request, WireError::new(Code::UnknownQueue, text));

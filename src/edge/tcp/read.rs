@@ -42,6 +42,12 @@ enum Class {
 impl Session {
     /// Reads once and routes what is complete. `false` at the end of the stream.
     pub(super) fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if std::mem::take(&mut self.fresh) {
+            let mut buf = std::mem::take(&mut self.partial);
+            self.route(cx, (self.shard.clock)(), &mut buf);
+            self.partial = buf;
+            return Poll::Ready(Ok(true));
+        }
         if self.stream.poll_read_ready(cx)?.is_pending() {
             return Poll::Pending;
         }

@@ -30,6 +30,8 @@ pub(crate) struct Session {
     pub(super) shard: Rc<Shard>,
     /// The beginning of a frame that has not arrived whole.
     pub(super) partial: BytesMut,
+    /// `partial` is what came behind the hello: nobody has looked at it yet.
+    pub(super) fresh: bool,
     /// Batches that their actor had no room for; while there are any, nothing is read.
     pub(super) blocked: VecDeque<(Inlet, Batch)>,
     /// What is being written, and how much of its first piece is out.
@@ -49,6 +51,7 @@ impl Session {
             peer,
             shard,
             partial: BytesMut::from(rest),
+            fresh: !rest.is_empty(),
             blocked: VecDeque::new(),
             out: VecDeque::new(),
             out_at: 0,

@@ -1,7 +1,12 @@
 use super::*;
 
 fn consumer(queue: &str, credit_tasks: u32, credit_bytes: u64, labels: &[&str]) -> Work {
-    Work { queue: queue.into(), credit_tasks, credit_bytes, labels: labels.iter().map(ToString::to_string).collect() }
+    Work {
+        queue: queue.into(),
+        credit_tasks,
+        credit_bytes,
+        labels: labels.iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// Opens a consumer of queue q.
@@ -44,9 +49,14 @@ fn a_task_goes_to_who_works_on_its_queue() {
 #[test]
 fn a_worker_gets_tasks_whose_labels_it_offers_the_oldest_first() {
     let mut room = Room::new();
-    for (labels, payload) in
-        [(&["gpu", "eu"][..], "1"), (&["gpu"], "2"), (&[], "3"), (&["tpu"], "4"), (&["gpu"], "5"), (&["eu", "gpu"], "6")]
-    {
+    for (labels, payload) in [
+        (&["gpu", "eu"][..], "1"),
+        (&["gpu"], "2"),
+        (&[], "3"),
+        (&["tpu"], "4"),
+        (&["gpu"], "5"),
+        (&["eu", "gpu"], "6"),
+    ] {
         submit_labelled(&mut room, labels, payload);
     }
     open(&mut room, BOB, 1, &["eu"]);
@@ -175,6 +185,20 @@ fn what_one_worker_may_not_take_goes_to_the_others() {
 }
 
 #[test]
+fn what_nobody_in_line_may_take_is_not_shared() {
+    let mut room = Room::new();
+    open(&mut room, BOB, 1, &[]);
+    open(&mut room, BOB, 2, &[]);
+    for p in ["1", "2", "3", "4", "5", "6"] {
+        submit_labelled(&mut room, &["gpu"], p);
+    }
+    room.submit(ALICE, "q", &["a", "b", "c", "d"]);
+    assert_eq!(shares(&mut room), [(1, "ab".into()), (2, "cd".into())]);
+    open(&mut room, CAROL, 3, &["gpu"]);
+    assert_eq!(shares(&mut room), [(3, "123456".into())]);
+}
+
+#[test]
 fn a_stopped_consumer_gets_nothing_and_may_finish() {
     let mut room = Room::new();
     let lease = room.leased("q");
@@ -226,11 +250,13 @@ fn a_worker_that_is_gone_gives_back_in_the_original_order() {
 #[test]
 fn a_worker_that_goes_takes_the_last_attempt_with_it() {
     let mut room = Room::new();
-    let task = room.submit_one(ALICE, "q", &TaskOptions { max_attempts: Some(1), ..TaskOptions::default() }, "x");
+    let task =
+        room.submit_one(ALICE, "q", &TaskOptions { max_attempts: Some(1), ..TaskOptions::default() }, "x");
     room.work(BOB, 1, "q", 1);
     room.leases();
     room.close(BOB);
-    let seen = Seen { task, state: TaskState::Dead, attempt: 1, payload: b"the worker's connection ended".to_vec() };
+    let seen =
+        Seen { task, state: TaskState::Dead, attempt: 1, payload: b"the worker's connection ended".to_vec() };
     assert_eq!(room.said(), [Effect::Outcome { to: ALICE, task: seen }]);
     room.close(BOB);
     room.close(SessionId(99));

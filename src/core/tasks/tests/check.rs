@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::expire::is_scheduled;
-use super::super::settle::RESULT_OVERHEAD;
+use super::super::outcome::RESULT_OVERHEAD;
 use super::super::table::{List, Slot};
 use super::*;
 
@@ -24,7 +24,12 @@ impl Board {
         for c in self.consumers.iter().flatten() {
             let credit = c.leases.len < c.credit_tasks as usize && c.held_bytes < c.credit_bytes;
             let fitting = c.lanes.iter().any(|l| self.lanes[*l as usize].tasks.len > 0);
-            assert!(c.closed || !credit || !fitting, "consumer {} of {:?} waits beside a task", c.id, c.session);
+            assert!(
+                c.closed || !credit || !fitting,
+                "consumer {} of {:?} waits beside a task",
+                c.id,
+                c.session
+            );
         }
     }
 
@@ -76,7 +81,8 @@ impl Board {
                 self.table.slots().filter(mine).count()
             };
             let counts = (q.waiting, q.scheduled, q.running, q.dead.len);
-            let states = [TaskState::Waiting, TaskState::Scheduled, TaskState::Running, TaskState::Dead].map(of);
+            let states =
+                [TaskState::Waiting, TaskState::Scheduled, TaskState::Running, TaskState::Dead].map(of);
             assert_eq!(counts, states.into(), "queue {}", q.name);
             let mine = |c: &&super::super::Consumer| c.queue as usize == at;
             let consumers = self.consumers.iter().flatten().filter(mine);
@@ -104,9 +110,11 @@ impl Board {
             assert_eq!(c.held_bytes, leases.iter().map(|s| self.table[*s].blob.len() as u64).sum::<u64>());
             assert!(!c.closed || !leases.is_empty(), "a closed consumer that holds nothing stays");
             assert!(self.sessions[&c.session].consumers.contains(&handle));
-            let in_line = self.queues[c.queue as usize].ready.iter().filter(|e| **e == (handle, c.generation));
+            let in_line =
+                self.queues[c.queue as usize].ready.iter().filter(|e| **e == (handle, c.generation));
             assert!(c.closed && !c.ready || in_line.count() == usize::from(c.ready));
-            let mut timers = self.timers.leases.iter().map(|e| e.0).filter(|e| (e.1, e.2) == (handle, c.generation));
+            let mut timers =
+                self.timers.leases.iter().map(|e| e.0).filter(|e| (e.1, e.2) == (handle, c.generation));
             let first = timers.next();
             assert!(timers.next().is_none(), "a consumer has two timers");
             assert_eq!(c.timed, first.is_some());
@@ -114,7 +122,8 @@ impl Board {
                 assert!(first.is_some_and(|t| t.0 <= self.table[*s].deadline), "a lease without a timer");
             }
             let fitting: BTreeSet<u32> = c.lanes.iter().copied().collect();
-            let lanes = self.lanes.iter().enumerate().filter(|(_, l)| l.queue == c.queue && l.fits(&c.labels));
+            let lanes =
+                self.lanes.iter().enumerate().filter(|(_, l)| l.queue == c.queue && l.fits(&c.labels));
             assert!(fitting.into_iter().eq(lanes.map(|(at, _)| at as u32)));
         }
     }
@@ -129,7 +138,10 @@ impl Board {
         assert_eq!(self.results.live(), blobs(&[Completed]));
         assert_eq!(self.dead.live(), blobs(&[Dead]));
         let done = self.walk(self.done);
-        assert_eq!(self.done_bytes, done.iter().map(|s| self.table[*s].blob.len() + RESULT_OVERHEAD).sum::<usize>());
+        assert_eq!(
+            self.done_bytes,
+            done.iter().map(|s| self.table[*s].blob.len() + RESULT_OVERHEAD).sum::<usize>()
+        );
         assert!(self.done_bytes <= self.limits.results_bytes_max);
         assert_eq!(self.error_bytes, self.errors.values().map(|e| e.len() + RESULT_OVERHEAD).sum::<usize>());
         for seq in self.errors.keys() {
@@ -141,7 +153,9 @@ impl Board {
     fn check_waits(&self) {
         let mut open = BTreeSet::new();
         let mut ids = 0;
-        for (handle, w) in self.waits.all.iter().enumerate().filter_map(|(h, w)| Some((h as u32, w.as_ref()?))) {
+        for (handle, w) in
+            self.waits.all.iter().enumerate().filter_map(|(h, w)| Some((h as u32, w.as_ref()?)))
+        {
             let unsettled = |id: &TaskId| self.find(*id).is_some_and(|s| !self.table[s].state.is_final());
             let mine: BTreeSet<(u64, u32)> =
                 w.ids.iter().filter(|id| unsettled(id)).map(|id| (id.seq(), handle)).collect();
@@ -157,9 +171,11 @@ impl Board {
             assert!(self.table[self.table.find(seq).unwrap()].waited);
         }
         for (session, s) in &self.sessions {
-            let theirs = |h: &u32| self.waits.all[*h as usize].as_ref().is_some_and(|w| w.session == *session);
+            let theirs =
+                |h: &u32| self.waits.all[*h as usize].as_ref().is_some_and(|w| w.session == *session);
             assert!(s.waits.iter().all(theirs));
-            let theirs = |h: &u32| self.consumers[*h as usize].as_ref().is_some_and(|c| c.session == *session);
+            let theirs =
+                |h: &u32| self.consumers[*h as usize].as_ref().is_some_and(|c| c.session == *session);
             assert!(s.consumers.iter().all(theirs));
         }
     }

@@ -135,7 +135,8 @@ fn results_go_when_they_are_too_many_bytes() {
     let ids = room.submit(ALICE, "q", &["a", "b", "c", "d", "e"]);
     room.work(BOB, 1, "q", 9);
     let leases = room.leases();
-    for (lease, result) in leases.iter().zip(["1234", "123", "123", "1234", "12345678901234567890123456789"]) {
+    for (lease, result) in leases.iter().zip(["1234", "123", "123", "1234", "12345678901234567890123456789"])
+    {
         room.complete(BOB, *lease, result).unwrap();
     }
     use TaskState::{Completed, Unknown};
@@ -149,7 +150,11 @@ fn results_go_when_they_are_too_many_bytes() {
     let said = room.said();
     let seen = Seen { task: last, state: Completed, attempt: 1, payload: large.into_bytes() };
     let told = Effect::Outcome { to: ALICE, task: seen.clone() };
-    assert_eq!(said, [told, Effect::Tasks { to: CAROL, request, tasks: vec![seen] }], "told, and then forgotten");
+    assert_eq!(
+        said,
+        [told, Effect::Tasks { to: CAROL, request, tasks: vec![seen] }],
+        "told, and then forgotten"
+    );
     assert_eq!((room.state(last), room.board.done.len), (Unknown, 0));
 }
 
@@ -171,7 +176,13 @@ fn memory_comes_back() {
     for _ in 0..2 {
         for lease in room.leases() {
             match lease.task.seq() % 3 {
-                0 => room.board.complete(room.now, BOB, 0, [Complete { lease, result: b"r" }].into_iter(), &mut room.log),
+                0 => room.board.complete(
+                    room.now,
+                    BOB,
+                    0,
+                    [Complete { lease, result: b"r" }].into_iter(),
+                    &mut room.log,
+                ),
                 1 => room.board.cancel(room.now, BOB, 0, [lease.task].into_iter(), &mut room.log),
                 _ => {
                     let item = Fail { lease, delay_ms: 1_000, permanent: false, error: "an error" };

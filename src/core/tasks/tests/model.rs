@@ -44,8 +44,14 @@ enum How {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let from = || 1..4_u32;
     let delay = || prop_oneof![4 => Just(0), 1 => Just(DELAY_BY_POLICY), 2 => 1..3_000_u32];
-    let task = (0..LABELS.len(), prop::option::weighted(0.2, 0..2_000_u32), prop::option::of(1..4_u32), 0..50_usize)
-        .prop_map(|(labels, delay_ms, max_attempts, bytes)| NewTask { labels, delay_ms, max_attempts, bytes });
+    let task =
+        (0..LABELS.len(), prop::option::weighted(0.2, 0..2_000_u32), prop::option::of(1..4_u32), 0..50_usize)
+            .prop_map(|(labels, delay_ms, max_attempts, bytes)| NewTask {
+                labels,
+                delay_ms,
+                max_attempts,
+                bytes,
+            });
     let how = prop_oneof![
         3 => Just(How::Complete),
         3 => (delay(), prop::bool::weighted(0.1)).prop_map(|(delay_ms, permanent)| How::Fail { delay_ms, permanent }),
@@ -201,7 +207,11 @@ fn run(ops: &[Op]) -> Vec<Effect> {
         }
         for (id, t) in &model.tasks {
             let slot = room.board.find(*id).expect("nothing is forgotten here");
-            assert_eq!((room.board.view(slot).state, room.board.view(slot).attempt), (t.state, t.attempt), "{id}");
+            assert_eq!(
+                (room.board.view(slot).state, room.board.view(slot).attempt),
+                (t.state, t.attempt),
+                "{id}"
+            );
             assert_eq!(t.outcomes, usize::from(t.state.is_final()), "an outcome is told once");
         }
         all.extend(said);
@@ -236,8 +246,10 @@ fn apply(room: &mut Room, model: &mut Model, op: &Op) -> Vec<Lease> {
             return if before == TaskState::Running { vec![revoked] } else { vec![] };
         }
         Op::Wait { from, any, timeout_ms, tasks } => {
-            let ids: Vec<TaskId> =
-                tasks.iter().map(|n| model.tasks.keys().nth(*n).copied().unwrap_or(TaskId(*n as u64))).collect();
+            let ids: Vec<TaskId> = tasks
+                .iter()
+                .map(|n| model.tasks.keys().nth(*n).copied().unwrap_or(TaskId(*n as u64)))
+                .collect();
             let mode = if *any { WaitMode::Any } else { WaitMode::All };
             let request = room.wait(SessionId(*from), mode, *timeout_ms, &ids);
             model.waits.insert(request, (SessionId(*from), *any, now.plus_ms(u64::from(*timeout_ms)), ids));
@@ -295,14 +307,25 @@ fn settle(room: &mut Room, model: &mut Model, how: How, thief: Option<SessionId>
             board.complete(now, from, request, leases_of.map(|lease| Complete { lease, result: b"r" }), log);
         }
         How::Fail { delay_ms, permanent } => {
-            board.fail(now, from, request, leases_of.map(|lease| Fail { lease, delay_ms, permanent, error: "e" }), log);
+            board.fail(
+                now,
+                from,
+                request,
+                leases_of.map(|lease| Fail { lease, delay_ms, permanent, error: "e" }),
+                log,
+            );
         }
         How::Release { delay_ms } => {
             board.release(now, from, request, leases_of.map(|lease| Release { lease, delay_ms }), log);
         }
         How::Renew => board.renew(now, from, request, leases_of, log),
         How::Progress => {
-            board.progress(from, request, leases_of.map(|lease| Progress { lease, value: 1, note: b"" }), log);
+            board.progress(
+                from,
+                request,
+                leases_of.map(|lease| Progress { lease, value: 1, note: b"" }),
+                log,
+            );
         }
     }
     let right: Vec<bool> = leases.iter().map(|lease| model.settle(now, from, *lease, how)).collect();
@@ -333,7 +356,8 @@ fn judge(room: &Room, model: &mut Model, said: &[Effect], revocations: &[Lease])
                 assert!(answered.insert(*request), "answered twice");
             }
             Effect::Accepted { refused, .. } => assert_eq!(refused, &[]),
-            Effect::Settled { .. } | Effect::Progressed { .. } | Effect::Ok { .. } | Effect::Error { .. } => {}
+            Effect::Settled { .. } | Effect::Progressed { .. } | Effect::Ok { .. } | Effect::Error { .. } => {
+            }
         }
     }
     revoked.sort_by_key(|l| l.task);

@@ -125,10 +125,13 @@ fn attempts_are_limited() {
     for attempt in 1..=3 {
         assert_eq!(lease.attempt, attempt);
         room.fail(BOB, lease, 0, &format!("error {attempt}")).unwrap();
-        lease = room.said().first().map_or_else(|| room.leases()[0], |dead| {
-            assert_eq!(*dead, outcome(ALICE, lease, TaskState::Dead, "error 3"));
-            lease
-        });
+        lease = room.said().first().map_or_else(
+            || room.leases()[0],
+            |dead| {
+                assert_eq!(*dead, outcome(ALICE, lease, TaskState::Dead, "error 3"));
+                lease
+            },
+        );
     }
     assert_eq!(room.state(lease.task), TaskState::Dead);
     assert_eq!((room.board.counters().failed, room.board.counters().dead), (3, 1));
@@ -202,7 +205,8 @@ fn progress_reaches_who_watches() {
     let mut room = Room::new();
     let lease = room.leased("q");
     room.progress(BOB, lease, 5_000).unwrap();
-    let told = Effect::Progressed { to: ALICE, task: lease.task, attempt: 1, value: 5_000, note: b"n".to_vec() };
+    let told =
+        Effect::Progressed { to: ALICE, task: lease.task, attempt: 1, value: 5_000, note: b"n".to_vec() };
     assert_eq!(room.said(), [told]);
     assert_eq!(room.progress(CAROL, lease, 1), Err(Code::NotOwner));
     room.submit(ALICE, "other", &["unwatched"]);

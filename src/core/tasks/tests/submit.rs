@@ -32,9 +32,15 @@ fn a_batch_gets_consecutive_ids_of_its_queue() {
 #[test]
 fn options_reach_the_task_and_the_worker() {
     let mut room = Room::new();
-    let opts = TaskOptions { labels: vec!["gpu".into()], max_attempts: Some(1), delay_ms: Some(500), trace: None };
+    let opts =
+        TaskOptions { labels: vec!["gpu".into()], max_attempts: Some(1), delay_ms: Some(500), trace: None };
     let task = room.submit_one(ALICE, "q", &opts, "p");
-    room.work_with(BOB, 1, Work { queue: "q".into(), credit_tasks: 1, credit_bytes: 9, labels: vec!["gpu".into()] }, &[]);
+    room.work_with(
+        BOB,
+        1,
+        Work { queue: "q".into(), credit_tasks: 1, credit_bytes: 9, labels: vec!["gpu".into()] },
+        &[],
+    );
     room.answer();
     assert_eq!(room.state(task), TaskState::Scheduled);
     room.after_ms(499);
@@ -57,7 +63,8 @@ fn a_delay_of_nothing_is_none() {
 #[test]
 fn options_out_of_range_or_unknown_are_named() {
     let mut room = Room::new();
-    let high = |max_attempts, delay_ms| messages::encode(&TaskOptions { max_attempts, delay_ms, ..options() });
+    let high =
+        |max_attempts, delay_ms| messages::encode(&TaskOptions { max_attempts, delay_ms, ..options() });
     for (ext, word) in [
         (high(Some(0), None), "max_attempts = 0 is not in 1 to 1000"),
         (high(Some(1_001), None), "max_attempts = 1001"),
@@ -105,7 +112,8 @@ fn the_trace_of_the_frame_reaches_items_without_one() {
     room.submit_frame(frame, &[(b"", b"a"), (&own, b"b"), (&plain, b"c")]);
     room.accepted();
     room.work(BOB, 1, "q", 9);
-    let ext: Vec<TaskOptions> = room.pump().iter().map(|(_, _, g)| messages::decode(&g.ext).unwrap()).collect();
+    let ext: Vec<TaskOptions> =
+        room.pump().iter().map(|(_, _, g)| messages::decode(&g.ext).unwrap()).collect();
     assert_eq!(ext.iter().map(|o| o.trace).collect::<Vec<_>>(), [Some(outer), Some(inner), Some(outer)]);
     assert_eq!(ext[2].max_attempts, Some(2));
 }
@@ -119,7 +127,10 @@ fn queues_are_made_on_first_use_within_limits() {
     let frame = room.frame(ALICE, "e");
     room.submit_frame(frame, &[(b"", b"x"), (b"", b"y")]);
     let said = room.answer();
-    assert_eq!((code(&said), text(&said)), (Code::TooManyQueues, "queue \"e\" would be one more than queues_max = 4"));
+    assert_eq!(
+        (code(&said), text(&said)),
+        (Code::TooManyQueues, "queue \"e\" would be one more than queues_max = 4")
+    );
     for bad in ["", "a b", "ä"] {
         let frame = room.frame(ALICE, bad);
         room.submit_frame(frame, &[(b"", b"x")]);
@@ -165,7 +176,10 @@ fn full_memory_refuses_with_a_time_to_come_back() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!((error.code(), error.retry_after_ms, error.retryable), (Some(Code::MemoryFull), Some(100), true));
+    assert_eq!(
+        (error.code(), error.retry_after_ms, error.retryable),
+        (Some(Code::MemoryFull), Some(100), true)
+    );
     // Memory is counted in chunks of 256 KiB, the last of which may go beyond.
     assert!(taken >= 230 && room.board.memory_bytes() <= 8_000_000 + 256 * 1024, "{taken} taken");
     room.work(BOB, 1, "q", 1);
@@ -180,13 +194,17 @@ fn full_memory_refuses_with_a_time_to_come_back() {
 #[test]
 fn a_queue_has_256_label_sets_and_no_more() {
     let mut room = Room::new();
-    let set = |i: usize| messages::encode(&TaskOptions { labels: vec!["z".into(), format!("l{i}")], ..options() });
+    let set =
+        |i: usize| messages::encode(&TaskOptions { labels: vec!["z".into(), format!("l{i}")], ..options() });
     for i in 0..255 {
         assert!(matches!(say(&mut room, &set(i)), Effect::Accepted { .. }), "set {i}");
     }
     assert_eq!(code(&say(&mut room, &set(255))), Code::TooManyLabels);
     let turned = TaskOptions { labels: vec!["l7".into(), "z".into(), "l7".into()], ..options() };
-    assert!(matches!(say(&mut room, &messages::encode(&turned)), Effect::Accepted { .. }), "the same set, turned");
+    assert!(
+        matches!(say(&mut room, &messages::encode(&turned)), Effect::Accepted { .. }),
+        "the same set, turned"
+    );
     assert!(matches!(say(&mut room, b""), Effect::Accepted { .. }));
     assert_eq!(room.board.queues[0].lanes.len(), 256);
 }

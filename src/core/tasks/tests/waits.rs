@@ -105,7 +105,10 @@ fn waits_are_bounded_and_end_with_their_session() {
     room.wait(ALICE, WaitMode::All, 1_000, &many);
     room.wait(BOB, WaitMode::All, 1_000, &ids);
     let said = room.answer();
-    assert_eq!((code(&said), text(&said)), (Code::TooManyWaits, "98 task ids are waited for; waits_max is 100"));
+    assert_eq!(
+        (code(&said), text(&said)),
+        (Code::TooManyWaits, "98 task ids are waited for; waits_max is 100")
+    );
     room.wait(BOB, WaitMode::All, 1_000, &ids[..2]);
     room.close(ALICE);
     room.wait(BOB, WaitMode::All, 1_000, &many);
@@ -131,7 +134,8 @@ fn ended_waits_do_not_pile_up() {
 fn query_tells_every_state() {
     let mut room = Room::new();
     let ids = room.submit(ALICE, "q", &["a", "b", "c", "d"]);
-    let later = room.submit_one(ALICE, "q", &TaskOptions { delay_ms: Some(5), ..TaskOptions::default() }, "e");
+    let later =
+        room.submit_one(ALICE, "q", &TaskOptions { delay_ms: Some(5), ..TaskOptions::default() }, "e");
     room.work(BOB, 1, "q", 3);
     let leases = room.leases();
     room.complete(BOB, leases[0], "r").unwrap();

@@ -1,0 +1,219 @@
+//! A server process.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{Client, eventually, http};
+
+/// What every server of a test is given, before what the test asks for: a test that is held up for a few seconds is not dead.
+const SESSION: &str = "heartbeat_ms = 2000\ndead_ms = 60000\n";
+
+/// A running server; killed when dropped.
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) token: String,
+    child: Child,
+    /// The server stops when this ends, so that a test that is killed leaves none behind.
+    _stdin: Option<ChildStdin>,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// Started with the defaults.
+    pub(crate) fn start() -> Self {
+        Self::with("")
+    }
+
+    /// Started with a configuration. Keys of `[session]` are to be given by [`Server::with_session`].
+    pub(crate) fn with(config: &str) -> Self {
+        Self::with_session(config, "")
+    }
+
+    /// Started with a configuration and keys of `[session]`, which stand in for those of the tests.
+    pub(crate) fn with_session(config: &str, session: &str) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let file = folder.path().join("hive.toml");
+        let usual = SESSION.lines().filter(|l| !session.contains(l.split(' ').next().unwrap_or_default()));
+        let usual: Vec<_> = usual.collect();
+        // Tables come last in TOML, and the test's own keys may stand outside of any.
+        let text = format!("{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
+        std::fs::write(&file, text).expect("configuration");
+        let token = format!("token-{}", folder.path().display());
+        let mut child = command(&["--config", &file.to_string_lossy()])
+            .env("HIVE_TOKEN", &token)
+            .env("XDG_RUNTIME_DIR", folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.path().join("log")).expect("log"))
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", binary().display()));
+        let stdin = child.stdin.take();
+        let line = ready_line(&mut child, folder.path());
+        let field = |name: &str| {
+            let value = line.split(' ').find_map(|w| w.strip_prefix(name)?.strip_prefix('='));
+            value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line:?}"))
+        };
+        Self { addr: field("server"), http: field("http"), token, child, _stdin: stdin, folder }
+    }
+
+    /// A client that has logged in under a name that the server makes up.
+    pub(crate) fn client(&self) -> Client {
+        Client::login(self, "", &[])
+    }
+
+    /// A client that has logged in.
+    pub(crate) fn agent(&self, agent: &str, labels: &[&str]) -> Client {
+        Client::login(self, agent, labels)
+    }
+
+    /// `GET /v1/status`.
+    pub(crate) fn status(&self) -> Value {
+        let (code, body) = self.get("/v1/status");
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// One queue of the status.
+    pub(crate) fn queue(&self, name: &str) -> Option<Value> {
+        self.status()["queues"].as_array()?.iter().find(|q| q["name"] == name).cloned()
+    }
+
+    /// Waits until a count of a queue has a value.
+    pub(crate) fn queue_has(&self, name: &str, key: &str, value: u64) {
+        eventually(&format!("queue {name} with {key} = {value}"), || {
+            self.queue(name).filter(|q| q[key] == value).map(|_| ())
+        });
+    }
+
+    pub(crate) fn restarts(&self, actor: &str) -> u64 {
+        let status = self.status();
+        let found = status["actors"].as_array().and_then(|all| all.iter().find(|a| a["name"] == actor));
+        found.and_then(|a| a["restarts"].as_u64()).unwrap_or_else(|| panic!("no actor {actor} in {status}"))
+    }
+
+    /// Makes an actor panic.
+    pub(crate) fn panic(&self, actor: &str) {
+        let (code, body) = self.post(&format!("/v1/faults/panic?actor={actor}&shard=0"), &self.token);
+        assert_eq!(code, 202, "{body}");
+    }
+
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        http::ask(self.http, "GET", path, None)
+    }
+
+    pub(crate) fn post(&self, path: &str, token: &str) -> (u16, String) {
+        http::ask(self.http, "POST", path, Some(token))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("the process is there");
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn exit(&mut self) -> ExitStatus {
+        eventually("the server's end", || self.child.try_wait().expect("own child"))
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("own child").is_none()
+    }
+
+    /// Most memory that was ever resident, bytes.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        self.memory("VmHWM")
+    }
+
+    /// Memory that is resident, bytes.
+    pub(crate) fn memory(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("running");
+        let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+        let kib: u64 = line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).expect("a number of KiB");
+        kib * 1024
+    }
+
+    /// What the server has logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(30).collect();
+            eprintln!("--- the server's log ends with");
+            tail.iter().rev().for_each(|l| eprintln!("{l}"));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `hive start` on free ports, with further arguments.
+pub(crate) fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["start", "--dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--until-stdin-closes"]).args(args);
+    command
+}
+
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("HIVE_BIN") {
+        return path.into();
+    }
+    let exe = std::env::current_exe().expect("own path");
+    let folder = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    let path = folder.join("hive");
+    assert!(path.exists(), "{} is not there: run `cargo build`, or set HIVE_BIN", path.display());
+    path
+}
+
+fn ready_line(child: &mut Child, folder: &Path) -> String {
+    let mut out = BufReader::new(child.stdout.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains(" ready ") {
+        line.clear();
+        let n = out.read_line(&mut line).expect("stdout of the server");
+        let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        assert!(n > 0, "the server ended before it was ready: {}", log());
+    }
+    // Nobody reads on; the server says nothing more there.
+    line.trim().to_owned()
+}
+
+/// Runs a command to its end: exit code and what it said on standard error.
+pub(crate) fn outcome(command: &mut Command) -> (Option<i32>, String) {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().expect("starts");
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("own child") {
+            break status;
+        }
+        if began.elapsed() > super::PATIENCE {
+            let _ = child.kill();
+            panic!("the command did not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let mut text = String::new();
+    child.stderr.take().expect("piped").read_to_string(&mut text).expect("text");
+    (status.code(), text)
+}
+
+/// A port that was free a moment ago, and the socket that keeps it.
+pub(crate) fn free_port() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let addr = listener.local_addr().expect("bound");
+    (listener, addr)
+}

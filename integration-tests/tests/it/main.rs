@@ -1,0 +1,12 @@
+//! Everything that needs a running server: each test starts the built binary, as users do, and speaks to it over TCP.
+//!
+//! The binary is `HIVE_BIN`, else `hive` beside the folder of this test's executable.
+
+mod backpressure;
+mod bad_input;
+mod harness;
+mod http;
+mod hub;
+mod settings;
+mod supervision;
+mod tasks;
