@@ -32,6 +32,7 @@ pub(crate) fn compare(plan: &Plan, peer: Name, rounds: usize) -> Value {
 }
 
 fn pairs(hive: &Plan, peer: &Plan, rounds: usize) -> Result<Vec<(Report, Report)>, Gap> {
+    scenario::check_support(peer).map_err(|e| gap(peer, &e))?;
     (1..=rounds)
         .map(|round| {
             let a = one(hive, round)?;
@@ -41,19 +42,21 @@ fn pairs(hive: &Plan, peer: &Plan, rounds: usize) -> Result<Vec<(Report, Report)
 }
 
 fn one(plan: &Plan, round: usize) -> Result<Report, Gap> {
-    let report = scenario::run(plan).map_err(|e| {
-        let status = if e.downcast_ref::<Missing>().is_some() {
-            "missing"
-        } else if e.downcast_ref::<Unsupported>().is_some() {
-            "unsupported"
-        } else {
-            "failed"
-        };
-        Gap { status, reason: format!("{}: {e:#}", plan.system.as_str()) }
-    })?;
+    let report = scenario::run(plan).map_err(|e| gap(plan, &e))?;
     eprintln!("round {round}: {}", report.row());
     crate::warn_if_bound(&report);
     Ok(report)
+}
+
+fn gap(plan: &Plan, error: &anyhow::Error) -> Gap {
+    let status = if error.downcast_ref::<Missing>().is_some() {
+        "missing"
+    } else if error.downcast_ref::<Unsupported>().is_some() {
+        "unsupported"
+    } else {
+        "failed"
+    };
+    Gap { status, reason: format!("{}: {error:#}", plan.system.as_str()) }
 }
 
 fn merge(mut a: Value, b: Value) -> Value {
@@ -190,9 +193,7 @@ mod tests {
 
     #[test]
     fn what_a_peer_cannot_do_is_said() {
-        let mut plan = crate::tests::plan();
-        plan.system = Name::Gearman;
-        let json = compare(&plan, Name::Beanstalkd, 1);
+        let json = compare(&crate::tests::plan(), Name::Beanstalkd, 1);
         assert_eq!((&json["status"], &json["peer"]), (&json!("unsupported"), &json!("beanstalkd")));
         assert!(row(&json).contains("no publish/subscribe"));
     }

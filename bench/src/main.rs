@@ -227,8 +227,14 @@ fn print(report: &Report, json: bool, title: bool) {
 }
 
 fn warn_if_bound(report: &Report) {
-    if report.generator_bound() {
-        eprintln!("the generator was the bottleneck: the server can do more than this");
+    if !report.generator_bound() {
+        return;
+    }
+    match report.get("send_lag_p99_us") {
+        Some(lag) => eprintln!(
+            "the generator is the bottleneck: it sent late (p99 {lag} us), which the latencies include"
+        ),
+        None => eprintln!("the generator is the bottleneck: the server can do more than this"),
     }
 }
 

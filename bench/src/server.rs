@@ -71,9 +71,14 @@ impl Server {
         }
     }
 
-    /// Adds to an error what the server said last.
-    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        explain(error, self.dir.path())
+    /// Adds to an error what the server said last, if it has ended.
+    pub(crate) fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
+        match self.child.try_wait() {
+            Ok(Some(status)) => {
+                explain(error.context(format!("the server ended: {status}")), self.dir.path())
+            }
+            _ => error,
+        }
     }
 
     /// Processor time used so far.

@@ -40,7 +40,14 @@ pub(crate) fn analyse(path: &Path, mut from: impl Read) -> io::Result<Analysis> 
     let bytes = counts.bytes;
     counts.look_for_todo(b' ');
     let Counts { lines, words, todos, .. } = counts;
-    Ok(Analysis { language: language(path).into(), bytes, lines, words, todos, sha256: hex(&hash.finalize()) })
+    Ok(Analysis {
+        language: language(path).into(),
+        bytes,
+        lines,
+        words,
+        todos,
+        sha256: hex(&hash.finalize()),
+    })
 }
 
 /// Bytes as hexadecimal digits.
@@ -132,7 +139,10 @@ fn language(path: &Path) -> &'static str {
         "Makefile" | "CMakeLists.txt" | "GNUmakefile" => return "Make",
         "Dockerfile" => return "Docker",
         "Cargo.lock" | "Cargo.toml.orig" => return "TOML",
-        n if n.starts_with("LICENSE") || n.starts_with("COPYING") || n.starts_with("README") && !n.contains('.') => {
+        n if n.starts_with("LICENSE")
+            || n.starts_with("COPYING")
+            || n.starts_with("README") && !n.contains('.') =>
+        {
             return "Text";
         }
         _ => {}
@@ -157,7 +167,10 @@ mod tests {
         let empty = of("x", b"");
         assert_eq!((empty.bytes, empty.lines, empty.words), (0, 0, 0));
         assert_eq!(empty.sha256, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-        assert_eq!(of("x", b"abc").sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            of("x", b"abc").sha256,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
         assert_eq!(of("x", "\u{a0}ä\u{2003}b".as_bytes()).words, 1, "only the six ASCII blanks part words");
     }
 
@@ -195,7 +208,9 @@ mod tests {
 
     #[test]
     fn languages_are_told_by_extension_and_name() {
-        for (name, language) in [("a/b.rs", "Rust"), ("B.PY", "Python"), ("Makefile", "Make"), (".bashrc", "Other")] {
+        for (name, language) in
+            [("a/b.rs", "Rust"), ("B.PY", "Python"), ("Makefile", "Make"), (".bashrc", "Other")]
+        {
             assert_eq!(of(name, b"").language, language);
         }
     }

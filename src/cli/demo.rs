@@ -48,14 +48,21 @@ pub(crate) struct Args {
 /// Runs the demo.
 pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     let path = a.path.clone().unwrap_or_else(default_path);
-    let unusable = |e| Failure::new(format!("cannot analyse {}", path.display()), e).next("name a directory with --path");
+    let unusable = |e| {
+        Failure::new(format!("cannot analyse {}", path.display()), e).next("name a directory with --path")
+    };
     let root = path.canonicalize().map_err(unusable)?;
     let files = Files::below(&root).map_err(unusable)?;
     let (target, client, server) = find_or_start(&a.reach).await?;
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 1000) as u16);
     let agents = a.agents.unwrap_or(cores);
     let queue = format!("demo/{}-{}", std::process::id(), random_hex(4)?);
-    eprintln!("{} files below {}, {agents} agents, server {}", files.paths.len(), root.display(), target.server);
+    eprintln!(
+        "{} files below {}, {agents} agents, server {}",
+        files.paths.len(),
+        root.display(),
+        target.server
+    );
     let mut workers = Workers::start(&target, &queue, &root, agents)?;
     let done = tokio::select! {
         done = analyse_all(&client, &target, &queue, &files.paths) => done,
@@ -140,7 +147,9 @@ struct Server {
 
 impl Server {
     async fn start() -> Result<(Self, Target), Failure> {
-        let failed = |e: io::Error| Failure::new("cannot start a server", e).next("run `hive start --dev` to see more");
+        let failed = |e: io::Error| {
+            Failure::new("cannot start a server", e).next("run `hive start --dev` to see more")
+        };
         let token = random_hex(16)?;
         let free = ["start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--until-stdin-closes"];
         let mut child = own_command()
@@ -155,7 +164,8 @@ impl Server {
             .map_err(failed)?;
         let stdin = child.stdin.take();
         let mut line = String::new();
-        let mut ready = BufReader::new(child.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?);
+        let mut ready =
+            BufReader::new(child.stdout.take().ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?);
         match tokio::time::timeout(START, ready.read_line(&mut line)).await {
             Ok(read) => read.map_err(failed)?,
             Err(_) => return Err(failed(io::ErrorKind::TimedOut.into())),
@@ -239,13 +249,21 @@ impl Workers {
 }
 
 /// Submits a task per file and gathers what comes back.
-async fn analyse_all(client: &Client, target: &Target, queue: &str, paths: &[Bytes]) -> Result<Report, Failure> {
+async fn analyse_all(
+    client: &Client,
+    target: &Target,
+    queue: &str,
+    paths: &[Bytes],
+) -> Result<Report, Failure> {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} files  {per_sec}  {elapsed}");
-    let bar = ProgressBar::new(paths.len() as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = ProgressBar::new(paths.len() as u64)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let began = Instant::now();
     let (mut report, mut running, mut left) = (Report::default(), FuturesUnordered::new(), paths.iter());
     loop {
-        while running.len() < WINDOW && let Some(path) = left.next() {
+        while running.len() < WINDOW
+            && let Some(path) = left.next()
+        {
             running.push(async move { (path, one(client, queue, path).await) });
         }
         let Some((path, outcome)) = running.next().await else { break };
@@ -266,7 +284,12 @@ async fn one(client: &Client, queue: &str, path: &Bytes) -> Result<Outcome, Erro
                 o if o.state == TaskState::Lost => {}
                 o => return Ok(o),
             },
-            Err(e) if e.outcome() == Certainty::NotDone && e.retryable() && !e.is_connection() && Instant::now() < end => {
+            Err(e)
+                if e.outcome() == Certainty::NotDone
+                    && e.retryable()
+                    && !e.is_connection()
+                    && Instant::now() < end =>
+            {
                 tokio::time::sleep(e.retry_after().unwrap_or(Duration::from_millis(50))).await;
             }
             Err(e) => return Err(e),
@@ -304,7 +327,11 @@ impl Sum {
 
     fn cells(&self, name: &str) -> Vec<String> {
         let numbers = [self.files, self.lines, self.words].map(|n| n.to_string());
-        [name.to_owned()].into_iter().chain(numbers).chain([bytes(self.bytes), self.todos.to_string()]).collect()
+        [name.to_owned()]
+            .into_iter()
+            .chain(numbers)
+            .chain([bytes(self.bytes), self.todos.to_string()])
+            .collect()
     }
 }
 
@@ -356,7 +383,8 @@ impl Report {
         let mut rows: Vec<_> = languages.into_iter().map(|(name, sum)| sum.cells(name)).collect();
         rows.push(t.cells("total"));
         let table = table(&["language", "files", "lines", "words", "bytes", "TODO"], rows);
-        let unreadable = if self.unreadable > 0 { format!(", {} not readable", self.unreadable) } else { String::new() };
+        let unreadable =
+            if self.unreadable > 0 { format!(", {} not readable", self.unreadable) } else { String::new() };
         output::print(
             format!(
                 "{table}\n\n{} files ({} bytes{unreadable}) in {:.2} s: {rate:.0} tasks/s\ndigest {digest}\n",

@@ -97,7 +97,8 @@ mod tests {
         std::fs::write(root.join(OsStr::from_bytes(name)), "// TODO\n").expect("written");
         std::os::unix::fs::symlink("/etc/passwd", root.join("link")).expect("linked");
         let found = examine(&root, name).await;
-        let unreadable = [examine(&root, b"link").await, examine(&root, b"missing").await, examine(&root, b"").await];
+        let unreadable =
+            [examine(&root, b"link").await, examine(&root, b"missing").await, examine(&root, b"").await];
         std::fs::remove_dir_all(&root).expect("removed");
         let Finding::Read(a) = found else { panic!("{found:?}") };
         assert_eq!((a.language.as_str(), a.lines, a.words, a.todos), ("Rust", 1, 2, 1));

@@ -60,9 +60,12 @@ fn nearest(asked: &str) -> String {
 fn show(code: Code, as_json: bool, whole: bool) -> Result<(), Failure> {
     let (number, name, help) = (code as u16, code.name(), code.help());
     if as_json {
-        return output::json_line(&json!({"code": number, "name": name, "retryable": code.retryable(), "help": help}));
+        return output::json_line(
+            &json!({"code": number, "name": name, "retryable": code.retryable(), "help": help}),
+        );
     }
-    let retryable = if code.retryable() { "may succeed later, unchanged" } else { "will not succeed unchanged" };
+    let retryable =
+        if code.retryable() { "may succeed later, unchanged" } else { "will not succeed unchanged" };
     let text = match whole {
         true => format!("{number} {name}: {retryable}\n{help}"),
         false => format!("{number} {name}"),

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::target::Target;
 
 /// Time for the whole exchange: a command has promised to give up on its server within 5 s.
-const TIME: Duration = Duration::from_secs(4);
+const TIME: Duration = Duration::from_millis(3500);
 /// Longest answer, bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -27,8 +27,11 @@ pub(crate) fn ask(target: &Target, method: &str, path: &str) -> Result<Answer, F
         200..=299 => Ok(answer),
         401 | 403 => Err(Failure::new("the server refused the token", format!("HTTP {}", answer.status))
             .next("give the server's token with --token or HIVE_TOKEN")),
-        status => Err(Failure::new(format!("{method} {path} failed"), format!("HTTP {status} {}", answer.body.trim()))
-            .next("check that --http names the HTTP port of a Hive server")),
+        status => Err(Failure::new(
+            format!("{method} {path} failed"),
+            format!("HTTP {status} {}", answer.body.trim()),
+        )
+        .next("check that --http names the HTTP port of a Hive server")),
     }
 }
 
@@ -40,7 +43,8 @@ pub(crate) fn exchange(address: &str, method: &str, path: &str, token: &str) -> 
         "" => String::new(),
         token => format!("Authorization: Bearer {token}\r\n"),
     };
-    let request = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{authorization}Content-Length: 0\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{authorization}Content-Length: 0\r\n\r\n");
     stream.set_write_timeout(Some(TIME))?;
     stream.write_all(request.as_bytes())?;
     let mut bytes = Vec::new();
@@ -48,7 +52,10 @@ pub(crate) fn exchange(address: &str, method: &str, path: &str, token: &str) -> 
     while !complete(&bytes) {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() || bytes.len() > ANSWER_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no complete answer within {TIME:?}")));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no complete answer within {TIME:?}"),
+            ));
         }
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut chunk) {
@@ -123,7 +130,10 @@ mod tests {
     #[test]
     fn what_is_not_http_is_refused() {
         assert_eq!(parse(b"HIVE\r\n\r\n"), None);
-        assert_eq!(parse(b"HTTP/1.1 404 Not Found\r\n\r\nno"), Some(Answer { status: 404, body: "no".into() }));
+        assert_eq!(
+            parse(b"HTTP/1.1 404 Not Found\r\n\r\nno"),
+            Some(Answer { status: 404, body: "no".into() })
+        );
         assert!(!complete(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort"));
     }
 }

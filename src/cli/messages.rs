@@ -112,7 +112,7 @@ pub(crate) async fn request(a: RequestArgs) -> Result<(), Failure> {
     let answer = answer.map_err(|e| Failure::client("get an answer", &target.server, &e))?;
     client.close().await;
     if !a.reach.json {
-        return output::print_result(&answer);
+        return output::print(&output::result(&answer));
     }
     let mut object = Map::new();
     object.insert("subject".into(), json!(a.subject));

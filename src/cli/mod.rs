@@ -24,7 +24,14 @@ use self::failure::Failure;
 
 /// One server for fleets of agents: a message bus that knows tasks.
 #[derive(Debug, Parser)]
-#[command(name = "hive", version, subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    name = "hive",
+    bin_name = "hive",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 #[command(after_help = "Try it: `hive demo`. Start a server to play with: `hive start --dev`.")]
 struct Cli {
     #[command(subcommand)]
@@ -132,7 +139,14 @@ mod tests {
         ] {
             parse(good).unwrap_or_else(|e| panic!("{good}: {e}"));
         }
-        for bad in ["hive", "hive nonsense", "hive submit", "hive submit q --lines f -", "hive work q", "hive demo --agents 0"] {
+        for bad in [
+            "hive",
+            "hive nonsense",
+            "hive submit",
+            "hive submit q --lines f -",
+            "hive work q",
+            "hive demo --agents 0",
+        ] {
             let e = parse(bad).expect_err(bad);
             assert_eq!(e.exit_code(), 2, "{bad}");
         }

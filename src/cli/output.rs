@@ -31,10 +31,11 @@ pub(crate) fn print_line(bytes: &[u8]) -> Result<(), Failure> {
     print(&[bytes, b"\n"].concat())
 }
 
-/// Prints a result as it is; a terminal gets a line break after it.
-pub(crate) fn print_result(bytes: &[u8]) -> Result<(), Failure> {
+/// A result as it is to be printed; a terminal gets a line break after it.
+pub(crate) fn result(bytes: &[u8]) -> Vec<u8> {
     let ends = bytes.ends_with(b"\n") || bytes.is_empty();
-    if io::stdout().is_terminal() && !ends { print_line(bytes) } else { print(bytes) }
+    let line_break: &[u8] = if io::stdout().is_terminal() && !ends { b"\n" } else { b"" };
+    [bytes, line_break].concat()
 }
 
 /// Adds `bytes` under `key`: as text, or where they are none in base64, which a field `encoding` then says.
@@ -86,7 +87,9 @@ mod tests {
         put_bytes(&mut object, "result", &[0xff, 0xfe]);
         assert_eq!(Value::from(object), json!({"result": "//4=", "encoding": "base64"}));
         // The vectors of RFC 4648.
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
     }

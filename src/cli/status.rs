@@ -141,7 +141,8 @@ pub(crate) fn fetch(target: &Target) -> Result<Status, Failure> {
 // `map_err` hands the error over.
 #[expect(clippy::needless_pass_by_value)]
 fn not_understood(e: serde_json::Error) -> Failure {
-    Failure::new("the server's status is not understood", e).next("check that --http names the HTTP port of a Hive server")
+    Failure::new("the server's status is not understood", e)
+        .next("check that --http names the HTTP port of a Hive server")
 }
 
 /// The status as tables.
@@ -163,12 +164,26 @@ pub(crate) fn text(s: &Status) -> String {
         "tasks: {} submitted, {} completed, {} failed attempts, {} refused; messages: {} published, {} delivered, {} lost\n",
         t.submitted, t.completed, t.failed, t.refused, t.published, t.delivered, t.lost
     );
-    out += &section("queues", &["queue", "durability", "waiting", "scheduled", "running", "completed", "dead", "consumers"], queues(s));
+    out += &section(
+        "queues",
+        &["queue", "durability", "waiting", "scheduled", "running", "completed", "dead", "consumers"],
+        queues(s),
+    );
     out += &section("agents", &["agent", "client", "labels", "connected"], agents(s));
     if s.agents_total > s.agents.len() as u64 {
         out += &format!("and {} more\n", s.agents_total - s.agents.len() as u64);
     }
-    let heads = ["shard", "connections", "tasks", "decision p50", "p99", "memory", "subscriptions", "delivered", "lost"];
+    let heads = [
+        "shard",
+        "connections",
+        "tasks",
+        "decision p50",
+        "p99",
+        "memory",
+        "subscriptions",
+        "delivered",
+        "lost",
+    ];
     out += &section("shards", &heads, shards(s));
     out += &section("actors", &["actor", "restarts", "last panic"], actors(s));
     out
@@ -177,7 +192,8 @@ pub(crate) fn text(s: &Status) -> String {
 /// The cells of the table of queues.
 pub(crate) fn queues(s: &Status) -> Vec<Vec<String>> {
     let row = |q: &Queue| {
-        let counts = [q.waiting, q.scheduled, q.running, q.completed, q.dead, q.consumers].map(|n| n.to_string());
+        let counts =
+            [q.waiting, q.scheduled, q.running, q.completed, q.dead, q.consumers].map(|n| n.to_string());
         [q.name.clone(), q.durability.clone()].into_iter().chain(counts).collect()
     };
     s.queues.iter().map(row).collect()
@@ -208,7 +224,8 @@ pub(crate) fn shards(s: &Status) -> Vec<Vec<String>> {
 }
 
 fn actors(s: &Status) -> Vec<Vec<String>> {
-    let row = |a: &Actor| vec![a.name.clone(), a.restarts.to_string(), a.last_panic.clone().unwrap_or_default()];
+    let row =
+        |a: &Actor| vec![a.name.clone(), a.restarts.to_string(), a.last_panic.clone().unwrap_or_default()];
     s.actors.iter().map(row).collect()
 }
 
@@ -221,7 +238,8 @@ fn section(title: &str, heads: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// A table without lines; numbers stand to the right.
 pub(crate) fn table(heads: &[&str], rows: Vec<Vec<String>>) -> Table {
-    let numeric = |i: usize| rows.iter().all(|r| r.get(i).is_some_and(|c| c.starts_with(|d: char| d.is_ascii_digit())));
+    let numeric =
+        |i: usize| rows.iter().all(|r| r.get(i).is_some_and(|c| c.starts_with(|d: char| d.is_ascii_digit())));
     let right: Vec<_> = (0..heads.len()).filter(|i| *i > 0 && numeric(*i)).collect();
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(heads.to_vec()).add_rows(rows);

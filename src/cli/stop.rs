@@ -28,13 +28,16 @@ pub(crate) fn run(a: &Args) -> Result<(), Failure> {
     let status = http::ask(&target, "GET", "/v1/status")?;
     let pid = serde_json::from_str::<Value>(&status.body).ok().and_then(|s| s["pid"].as_i64());
     http::ask(&target, "POST", "/v1/stop")?;
-    let bar = ProgressBar::new_spinner().with_message(format!("waiting for the server at {} to finish", target.http));
+    let bar = ProgressBar::new_spinner()
+        .with_message(format!("waiting for the server at {} to finish", target.http));
     bar.enable_steady_tick(LOOK * 2);
     let began = Instant::now();
     while is_there(&target, pid) {
         if began.elapsed().as_secs() >= a.timeout_s {
             let why = format!("it has not exited within {} s", a.timeout_s);
-            return Err(Failure::new("the server still drains", why).next("wait, or send its process SIGTERM again"));
+            return Err(
+                Failure::new("the server still drains", why).next("wait, or send its process SIGTERM again")
+            );
         }
         std::thread::sleep(LOOK);
     }

@@ -20,6 +20,8 @@ use super::target::{Reach, Target};
 const WINDOW: usize = 8192;
 /// Tasks whose outcome is waited for at once; more are submitted as outcomes come.
 const OUTCOMES: usize = 65_536;
+/// Output that is printed at once, bytes.
+const OUT: usize = 32 * 1024;
 /// Lines that are read ahead.
 const READ_AHEAD: usize = 4096;
 /// How long a server may refuse everything for want of room.
@@ -63,7 +65,16 @@ pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     let many = a.lines.is_some();
     let bar = if many { input.bar() } else { ProgressBar::hidden() };
     let payloads = input.read(bar.clone());
-    let mut run = Run { args: &a, target: &target, client: &client, bar: &bar, many, accepted: 0, bad: 0 };
+    let mut run = Run {
+        args: &a,
+        target: &target,
+        client: &client,
+        bar: &bar,
+        many,
+        accepted: 0,
+        bad: 0,
+        out: Vec::new(),
+    };
     let done = run.all(payloads).await;
     let (accepted, bad) = (run.accepted, run.bad);
     bar.finish_and_clear();
@@ -74,7 +85,9 @@ pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     }
     match bad {
         0 => Ok(()),
-        n => Err(Failure::new(format!("{n} of {accepted} tasks did not complete"), "see their outcomes above")),
+        n => {
+            Err(Failure::new(format!("{n} of {accepted} tasks did not complete"), "their outcomes are above"))
+        }
     }
 }
 
@@ -158,6 +171,8 @@ struct Run<'a> {
     many: bool,
     accepted: u64,
     bad: u64,
+    /// Lines to be printed when nothing else is to be done, or there are many.
+    out: Vec<u8>,
 }
 
 impl Run<'_> {
@@ -170,11 +185,14 @@ impl Run<'_> {
             let room = submits.len() < WINDOW && outcomes.len() + submits.len() < OUTCOMES;
             tokio::select! {
                 biased;
-                Some(outcome) = outcomes.next(), if !outcomes.is_empty() => self.settled(outcome)?,
+                Some(outcome) = outcomes.next(), if !outcomes.is_empty() => {
+                    let outcome: Result<Outcome, Error> = outcome;
+                    self.settled(&outcome.map_err(|e| Failure::client("learn the outcome", server, &e))?);
+                }
                 Some(accepted) = submits.next(), if !submits.is_empty() => {
                     let accepted: Result<TaskHandle, Error> = accepted;
                     let handle = accepted.map_err(|e| Failure::client("submit", server, &e))?;
-                    self.acknowledged(&handle)?;
+                    self.acknowledged(&handle);
                     if args.wait {
                         outcomes.push(handle.outcome());
                     }
@@ -190,26 +208,38 @@ impl Run<'_> {
                     }
                     None => reading = false,
                 },
+                () = std::future::ready(()), if !self.out.is_empty() => self.print()?,
                 else => return Ok(()),
+            }
+            if self.out.len() > OUT {
+                self.print()?;
             }
         }
     }
 
-    fn acknowledged(&mut self, handle: &TaskHandle) -> Result<(), Failure> {
+    fn print(&mut self) -> Result<(), Failure> {
+        output::print(&std::mem::take(&mut self.out))
+    }
+
+    fn line(&mut self, line: &[u8]) {
+        self.out.extend_from_slice(line);
+        self.out.push(b'\n');
+    }
+
+    fn acknowledged(&mut self, handle: &TaskHandle) {
         self.accepted += 1;
-        if self.accepted % 256 == 0 {
+        if self.accepted.is_multiple_of(256) {
             self.bar.set_message(format!("{} tasks", self.accepted));
         }
         let (id, durability) = (handle.id().to_string(), handle.durability().name());
         match (self.args.reach.json, self.args.wait) {
-            (true, _) => output::json_line(&json!({"task": id, "durability": durability})),
-            (false, false) => output::print_line(id.as_bytes()),
-            (false, true) => Ok(()),
+            (true, _) => self.line(json!({"task": id, "durability": durability}).to_string().as_bytes()),
+            (false, false) => self.line(id.as_bytes()),
+            (false, true) => {}
         }
     }
 
-    fn settled(&mut self, outcome: Result<Outcome, Error>) -> Result<(), Failure> {
-        let o = outcome.map_err(|e| Failure::client("learn the outcome", &self.target.server, &e))?;
+    fn settled(&mut self, o: &Outcome) {
         self.bad += u64::from(o.state != TaskState::Completed);
         let (id, state) = (o.task.to_string(), o.state.name());
         if self.args.reach.json {
@@ -217,16 +247,15 @@ impl Run<'_> {
             object.insert("task".into(), json!(id));
             object.insert("outcome".into(), json!(state));
             output::put_bytes(&mut object, "result", &o.result);
-            return output::json_line(&object);
+            self.line(serde_json::Value::from(object).to_string().as_bytes());
+        } else if self.many {
+            let result = o.result.strip_suffix(b"\n").unwrap_or(&o.result);
+            self.line(&[format!("{id}\t{state}\t").as_bytes(), result].concat());
+        } else if o.state == TaskState::Completed {
+            self.out.extend_from_slice(&output::result(&o.result));
+        } else {
+            eprintln!("task {id} is {state}: {}", String::from_utf8_lossy(&o.result));
         }
-        if self.many {
-            return output::print_line(&[format!("{id}\t{state}\t").as_bytes(), &o.result].concat());
-        }
-        if o.state == TaskState::Completed {
-            return output::print_result(&o.result);
-        }
-        eprintln!("task {id} is {state}: {}", String::from_utf8_lossy(&o.result));
-        Ok(())
     }
 }
 
@@ -246,7 +275,9 @@ async fn submit(client: &Client, a: &Args, payload: Vec<u8>) -> Result<TaskHandl
             builder = builder.detached();
         }
         match builder.send().await {
-            Err(e @ Error::Refused(_)) if e.retryable() && e.outcome() == Certainty::NotDone && Instant::now() < end => {
+            Err(e @ Error::Refused(_))
+                if e.retryable() && e.outcome() == Certainty::NotDone && Instant::now() < end =>
+            {
                 let pause = e.retry_after().unwrap_or(Duration::from_millis(100));
                 tokio::time::sleep(pause.clamp(Duration::from_millis(10), Duration::from_secs(1))).await;
             }
@@ -264,7 +295,8 @@ mod tests {
         let from: &[u8] = b"one\r\n\ntwo\xff\nlast";
         let input = Input::Lines { from: Box::new(from), bytes: None };
         let mut lines = input.read(ProgressBar::hidden());
-        let read: Vec<_> = std::iter::from_fn(|| lines.blocking_recv()).map(|l| l.expect("readable")).collect();
+        let read: Vec<_> =
+            std::iter::from_fn(|| lines.blocking_recv()).map(|l| l.expect("readable")).collect();
         assert_eq!(read, [&b"one\r"[..], b"", b"two\xff", b"last"]);
     }
 }

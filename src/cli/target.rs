@@ -136,7 +136,8 @@ mod tests {
         let running = [dev(5000)];
         let empty = Reach { server: Some(String::new()), token: Some(String::new()), ..Reach::default() };
         assert_eq!(target(&empty, &running).2, "token-5000");
-        let elsewhere = Reach { server: Some("10.0.0.1:5000".into()), token: Some("t".into()), ..Reach::default() };
+        let elsewhere =
+            Reach { server: Some("10.0.0.1:5000".into()), token: Some("t".into()), ..Reach::default() };
         assert_eq!(target(&elsewhere, &running), three("10.0.0.1:5000", "10.0.0.1:7879", "t"));
         let unknown = Reach { http: Some("127.0.0.1:99".into()), ..Reach::default() };
         assert_eq!(target(&unknown, &running), three("127.0.0.1:7878", "127.0.0.1:99", ""));

@@ -14,9 +14,9 @@ use ratatui::widgets::{Block, Cell, Row, Table};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
+use super::output;
 use super::status::{Status, agents, bytes, duration, fetch, fetch_value, queues, shards, text};
 use super::target::{Reach, Target};
-use super::output;
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -85,7 +85,8 @@ fn json_lines(target: &Target, count: u64) -> Result<(), Failure> {
         }
         let (value, at) = (fetch_value(target)?, Instant::now());
         let now = serde_json::from_value::<Status>(value.clone()).unwrap_or_default();
-        let rates = before.map_or_else(Rates::default, |(then, before)| Rates::between(&before, &now, at - then));
+        let rates =
+            before.map_or_else(Rates::default, |(then, before)| Rates::between(&before, &now, at - then));
         let mut value = value;
         if let Value::Object(o) = &mut value {
             let Rates { submitted, completed, published, delivered, .. } = rates;
@@ -107,7 +108,12 @@ struct View {
     trouble: Option<String>,
 }
 
-fn watch(terminal: &mut ratatui::DefaultTerminal, target: &Target, first: Status, count: u64) -> io::Result<()> {
+fn watch(
+    terminal: &mut ratatui::DefaultTerminal,
+    target: &Target,
+    first: Status,
+    count: u64,
+) -> io::Result<()> {
     let looks = look_every_second(target.clone());
     let mut at = Instant::now();
     let mut view = View { status: first, rates: Rates::default(), trouble: None };
@@ -158,16 +164,43 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
     let fill = Constraint::Fill(1);
     let shard_rows = u16::try_from(s.shards.len()).unwrap_or(8).min(8) + 3;
     let [head, top, middle, bottom] =
-        Layout::vertical([Constraint::Length(4), fill, fill, Constraint::Length(shard_rows)]).areas(frame.area());
+        Layout::vertical([Constraint::Length(4), fill, fill, Constraint::Length(shard_rows)])
+            .areas(frame.area());
     frame.render_widget(Text::from(heading(view)), head);
     let mut rows = queues(s);
     for row in &mut rows {
         row.push(format!("{:.0}", view.rates.by_queue.get(&row[0]).copied().unwrap_or(0.0)));
     }
-    let heads = ["queue", "durability", "waiting", "scheduled", "running", "completed", "dead", "consumers", "done/s"];
+    let heads = [
+        "queue",
+        "durability",
+        "waiting",
+        "scheduled",
+        "running",
+        "completed",
+        "dead",
+        "consumers",
+        "done/s",
+    ];
     list(frame, top, "queues", &heads, rows);
-    list(frame, middle, &format!("agents ({})", s.agents_total), &["agent", "client", "labels", "connected"], agents(s));
-    let heads = ["shard", "connections", "tasks", "decision p50", "p99", "memory", "subscriptions", "delivered", "lost"];
+    list(
+        frame,
+        middle,
+        &format!("agents ({})", s.agents_total),
+        &["agent", "client", "labels", "connected"],
+        agents(s),
+    );
+    let heads = [
+        "shard",
+        "connections",
+        "tasks",
+        "decision p50",
+        "p99",
+        "memory",
+        "subscriptions",
+        "delivered",
+        "lost",
+    ];
     list(frame, bottom, "shards", &heads, shards(s));
 }
 
@@ -180,7 +213,9 @@ fn heading(view: &View) -> Vec<Line<'static>> {
     let trouble = match (&view.trouble, restarted.is_empty()) {
         (Some(why), _) => Line::from(format!("no answer: {why}")).style(Style::new().fg(Color::Red)),
         (None, true) => Line::from("no actor has restarted; q quits").dim(),
-        (None, false) => Line::from(format!("restarts: {}", restarted.join(", "))).style(Style::new().fg(Color::Yellow)),
+        (None, false) => {
+            Line::from(format!("restarts: {}", restarted.join(", "))).style(Style::new().fg(Color::Yellow))
+        }
     };
     vec![
         Line::from(format!("hive {} at {}  up {up}{draining}", s.version, s.server)).bold(),
@@ -199,8 +234,11 @@ fn heading(view: &View) -> Vec<Line<'static>> {
 }
 
 fn list(frame: &mut Frame<'_>, area: Rect, title: &str, heads: &[&str], rows: Vec<Vec<String>>) {
-    let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(String::len).chain([heads[i].len()]).max().unwrap_or(0);
-    let widths: Vec<_> = (0..heads.len()).map(|i| Constraint::Length(u16::try_from(width(i)).unwrap_or(40).min(40))).collect();
+    let width = |i: usize| {
+        rows.iter().filter_map(|r| r.get(i)).map(String::len).chain([heads[i].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<_> =
+        (0..heads.len()).map(|i| Constraint::Length(u16::try_from(width(i)).unwrap_or(40).min(40))).collect();
     let header = Row::new(heads.iter().map(|h| Cell::from((*h).to_owned()))).bold();
     let rows = rows.into_iter().map(Row::new);
     let table = Table::new(rows, widths).header(header).column_spacing(2);
@@ -215,7 +253,8 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     fn status(completed: u64) -> Status {
-        let queue = Queue { name: "thumbs".into(), durability: "memory".into(), completed, ..Queue::default() };
+        let queue =
+            Queue { name: "thumbs".into(), durability: "memory".into(), completed, ..Queue::default() };
         let actor = Actor { name: "hub-0".into(), restarts: 2, last_panic: None };
         let totals = Totals { completed, ..Totals::default() };
         Status { queues: vec![queue], actors: vec![actor], totals, ..Status::default() }

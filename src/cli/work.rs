@@ -57,7 +57,12 @@ pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     let jobs = a.jobs.unwrap_or(cores);
     let opened = client.work(&a.queue).credit(jobs).open().await;
     let mut tasks = opened.map_err(|e| Failure::client("work", &target.server, &e))?;
-    eprintln!("working on {} at {} with {jobs} {}", a.queue, target.server, if jobs == 1 { "job" } else { "jobs" });
+    eprintln!(
+        "working on {} at {} with {jobs} {}",
+        a.queue,
+        target.server,
+        if jobs == 1 { "job" } else { "jobs" }
+    );
     let mut running = FuturesUnordered::new();
     let mut stop = std::pin::pin!(stop_signal());
     let (mut open, mut stopping, mut broken) = (true, false, None);
@@ -98,14 +103,17 @@ pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     match (broken, failed) {
         (Some(e), _) => Err(e),
         (None, Some(e)) if !stopping => Err(Failure::client("go on working", &target.server, &e)),
-        _ if killed > 0 => Err(Failure::new(format!("killed {killed} running tasks"), "a second signal came")),
+        _ if killed > 0 => {
+            Err(Failure::new(format!("killed {killed} running tasks"), "a second signal came"))
+        }
         _ => Ok(()),
     }
 }
 
 /// Resolves with the next SIGTERM or SIGINT.
 pub(crate) async fn stop_signal() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -204,7 +212,8 @@ impl Job {
     }
 
     async fn run(&mut self, payload: &[u8]) -> std::io::Result<Ran> {
-        let (stdin, stdout, stderr) = (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
+        let (stdin, stdout, stderr) =
+            (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take());
         let feed = async {
             if let Some(mut stdin) = stdin {
                 // A command may end without having read everything.
@@ -251,7 +260,11 @@ impl Ran {
             "" => how,
             tail => format!("{how}: {tail}"),
         };
-        if self.status.code() == Some(DATA_ERROR) { TaskFailure::permanent(text) } else { TaskFailure::retryable(text) }
+        if self.status.code() == Some(DATA_ERROR) {
+            TaskFailure::permanent(text)
+        } else {
+            TaskFailure::retryable(text)
+        }
     }
 }
 

@@ -44,7 +44,10 @@ impl DevServer {
     fn publish_in(&self, directories: &[PathBuf]) -> io::Result<Published> {
         let mut last = io::Error::other("no directory to write to");
         for dir in directories {
-            match own(dir).and_then(|()| self.write(dir)) {
+            match own(dir).and_then(|()| {
+                sweep(dir);
+                self.write(dir)
+            }) {
                 Ok(published) => return Ok(published),
                 Err(e) => last = e,
             }
@@ -87,26 +90,38 @@ pub fn find() -> Vec<DevServer> {
 
 fn find_in(directories: &[PathBuf]) -> Vec<DevServer> {
     let mut found = Vec::new();
-    for dir in directories.iter().filter(|d| is_own(d)) {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if !name.starts_with("dev-") || !name.ends_with(".json") {
-                continue;
-            }
-            let modified = entry.metadata().and_then(|m| m.modified()).ok();
-            if let Some(server) = read(&entry.path()).filter(DevServer::is_alive) {
-                found.push((modified, server));
-            }
+    for path in directories.iter().filter(|d| is_own(d)).flat_map(|d| files(d)) {
+        let modified = fs::metadata(&path).and_then(|m| m.modified()).ok();
+        if let Some(server) = read(&path).filter(DevServer::is_alive) {
+            found.push((modified, server));
         }
     }
     found.sort_by(|a, b| b.0.cmp(&a.0));
     found.into_iter().map(|(_, server)| server).collect()
 }
 
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let is_ours = |p: &PathBuf| {
+        let name = p.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("dev-") && name.ends_with(".json")
+    };
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(is_ours).collect()
+}
+
+/// Removes what killed servers have left.
+fn sweep(dir: &Path) {
+    for path in files(dir) {
+        if read(&path).is_some_and(|s| !s.is_alive()) {
+            // Another start may have been faster.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
 /// `$XDG_RUNTIME_DIR/hive`, then `hive-UID` in the directory for temporary files.
 fn directories() -> Vec<PathBuf> {
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()).map(|d| PathBuf::from(d).join("hive"));
+    let runtime =
+        std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()).map(|d| PathBuf::from(d).join("hive"));
     let uid = rustix::process::getuid().as_raw();
     runtime.into_iter().chain([std::env::temp_dir().join(format!("hive-{uid}"))]).collect()
 }
@@ -187,7 +202,8 @@ mod tests {
         let dead = server(1, 1 << 30).publish_in(&dirs).expect("written");
         fs::write(dirs[0].join("dev-2.json"), "not json").expect("written");
         assert_eq!(find_in(&dirs), []);
-        drop(dead);
+        let alive = server(3, std::process::id()).publish_in(&dirs).expect("written");
+        assert!(!dead.path.exists() && alive.path.exists(), "starting sweeps");
         fs::set_permissions(&dirs[0], fs::Permissions::from_mode(0o777)).expect("changed");
         let e = server(7878, std::process::id()).publish_in(&dirs).expect_err("open to others");
         assert!(e.to_string().contains("this user alone"), "{e}");

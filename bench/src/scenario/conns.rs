@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{LOGIN, Plan, Unsupported};
+use super::{LOGIN, Plan};
 use crate::measure::own_cpu;
 use crate::report::Report;
 use crate::run::{Engine, Stamps};
@@ -17,10 +17,7 @@ const REST: Duration = Duration::from_secs(6);
 const UNACKNOWLEDGED: u64 = 1024;
 
 pub(super) fn run(plan: &Plan, system: &dyn System) -> Result<Report> {
-    if plan.waiting.is_some() && !system.keeps_tasks() {
-        return Err(Unsupported("it keeps no tasks waiting").into());
-    }
-    let server = system.start(&plan.setup)?;
+    let mut server = system.start(&plan.setup)?;
     let report = match plan.waiting {
         Some(count) => waiting(plan, system, &server, count as u64),
         None => idle(plan, system, &server),

@@ -171,10 +171,8 @@ impl std::error::Error for Unsupported {}
 /// [`Unsupported`], [`crate::server::Missing`], or whatever went wrong.
 pub(crate) fn run(plan: &Plan) -> Result<Report> {
     ensure!((system::PAYLOAD_MIN..=128 * 1024).contains(&plan.size), "--size is 16 to 131,072 bytes");
+    check_support(plan)?;
     let system = plan.system.system(&plan.setup)?;
-    if let Some(reason) = system.refuses(plan.scenario.kind(), plan.setup.durability) {
-        return Err(Unsupported(reason).into());
-    }
     cores::take_own()?;
     match plan.scenario {
         Scenario::Conns => conns::run(plan, &*system),
@@ -182,8 +180,23 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     }
 }
 
+/// Whether the system can do what the plan asks at all, judged without starting it.
+///
+/// # Errors
+/// [`Unsupported`].
+pub(crate) fn check_support(plan: &Plan) -> Result<()> {
+    let system = plan.system.system(&plan.setup)?;
+    if plan.waiting.is_some() && !system.keeps_tasks() {
+        return Err(Unsupported("it keeps no tasks waiting").into());
+    }
+    match system.refuses(plan.scenario.kind(), plan.setup.durability) {
+        Some(reason) => Err(Unsupported(reason).into()),
+        None => Ok(()),
+    }
+}
+
 fn load(plan: &Plan, system: &dyn System) -> Result<Report> {
-    let server = system.start(&plan.setup)?;
+    let mut server = system.start(&plan.setup)?;
     drive(plan, system, &server).map_err(|e| server.explain(e))
 }
 

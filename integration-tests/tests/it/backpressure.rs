@@ -1,1 +1,324 @@
-//! To come.
+//! Demand 6 of the issue: overload is refused in words, memory stays bounded, no well-behaved connection is closed.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use hive_proto::frame::write_frame;
+use hive_proto::items::{Item, Submit};
+use hive_proto::{Code, Flags, Op, TaskState, WireError};
+
+use crate::harness::{Bystander, Client, Seen, Server, TaskOptions, assert_error, eventually, items, payloads};
+
+const MB: u64 = 1_000_000;
+
+/// Submits batches of 1,000 tasks of 256 bytes until one is refused: how many were taken, and the refusal.
+fn fill(client: &mut Client, queue: &str) -> (usize, WireError) {
+    let mut payload = Vec::new();
+    (0..1000).for_each(|_| Submit { ext: &[], payload: &[7; 256] }.write(&mut payload));
+    let (mut taken, mut asked) = (0, std::collections::VecDeque::new());
+    loop {
+        // A few batches under way, well within the credit.
+        asked.push_back(client.ask(Op::Submit, 0, 1000, queue.as_bytes(), &payload));
+        if asked.len() < 8 {
+            continue;
+        }
+        let id = asked.pop_front().expect("eight");
+        match client.accepted(id) {
+            Ok(a) => taken += a.tasks.len(),
+            Err(e) => {
+                for id in asked {
+                    taken += client.accepted(id).map_or(0, |a| a.tasks.len());
+                }
+                return (taken, e);
+            }
+        }
+    }
+}
+
+/// Works a queue off, `n` tasks of it.
+fn drain(client: &mut Client, queue: &str, n: usize) {
+    let consumer = client.work(queue, 10_000);
+    let mut done = 0;
+    while done < n {
+        let tasks = client.assigned(consumer);
+        done += tasks.len();
+        let leases: Vec<_> = tasks.iter().map(|t| hive_proto::items::Complete { lease: t.lease, result: b"" }).collect();
+        let mut payload = Vec::new();
+        leases.iter().for_each(|l| l.write(&mut payload));
+        client.send(Op::Complete, 0, 0, tasks.len() as u16, &[], &payload);
+    }
+    client.send(Op::StopWork, 0, consumer, 0, &[], &[]);
+    client.answer(consumer).expect("closed");
+}
+
+fn full_and_empty_again(config: &str, memory_bytes_max: u64, tasks_min: usize) {
+    let server = Server::with(config);
+    let mut client = server.client();
+    let (taken, e) = fill(&mut client, "q");
+    assert_error(&e, Code::MemoryFull, "bytes");
+    assert!(e.retry_after_ms.is_some_and(|ms| ms > 0));
+    let peak = server.memory_peak();
+    println!("{taken} tasks of 256 B; {} MB resident at most, limit {} MB", peak / MB, memory_bytes_max / MB);
+    assert!(taken >= tasks_min, "{taken} tasks fit");
+    assert!(peak < memory_bytes_max, "{peak} bytes were resident");
+    let mut other = server.client();
+    let e = other.try_submit("other", &[[7; 1000]; 100], &TaskOptions::default()).expect_err("full for everybody");
+    assert_error(&e, Code::MemoryFull, "bytes");
+    server.queue_has("q", "waiting", taken as u64);
+    client.echo();
+    drain(&mut client, "q", taken);
+    server.queue_has("q", "completed", taken as u64);
+    assert_eq!(other.submit("other", &[[7; 1000]; 100]).len(), 100);
+    let peak = server.memory_peak();
+    assert!(peak < memory_bytes_max, "{peak} bytes were resident");
+}
+
+#[test]
+fn waiting_tasks_fill_the_memory_up_to_its_limit() {
+    let config = "limits.memory_bytes_max = 100000000\nlimits.results_bytes_max = 1000000";
+    full_and_empty_again(config, 100 * MB, 200_000);
+}
+
+#[test]
+#[ignore = "long: a million tasks, for the release profile"]
+fn a_million_tasks_fit_the_default_limit() {
+    full_and_empty_again("", 400 * MB, 1_000_000);
+}
+
+#[test]
+fn subscribers_that_never_read_cost_what_their_outboxes_hold() {
+    let server = Server::with("limits.outbox_bytes_max = 4000000");
+    let bystander = Bystander::start(&server);
+    let mut deaf: Vec<_> = (0..20).map(|_| server.client()).collect();
+    for d in &mut deaf {
+        d.subscribe("flood", None);
+    }
+    let before = server.memory("VmRSS");
+    let mut publisher = server.client();
+    let mut batch = Vec::new();
+    for _ in 0..100 {
+        write_frame(&mut batch, Op::Publish, 0, 0, 0, &[b"flood"], &[7; 1000]);
+    }
+    for _ in 0..400 {
+        publisher.wire.send(&batch); // 40 MB to each of 20
+        publisher.echo();
+    }
+    let grown = server.memory_peak().saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 80 * MB, "grown by {grown} bytes; outboxes may hold 32 MB together");
+    bystander.undisturbed();
+    let lost: u64 = deaf
+        .iter_mut()
+        .map(|d| {
+            let frame = d.next(Op::MessagesLost);
+            u64::from_le_bytes(frame.view().header.try_into().expect("a count"))
+        })
+        .sum();
+    assert_eq!(server.status()["totals"]["lost"], lost, "each is told what it lost");
+}
+
+/// A short message that waits must not keep the long one alive that was read together with it.
+#[test]
+fn a_message_that_waits_holds_no_more_than_itself() {
+    let server = Server::start();
+    let mut deaf = server.client();
+    deaf.subscribe("short", None);
+    let mut publisher = server.client();
+    let before = server.memory("VmRSS");
+    let mut pair = Vec::new();
+    write_frame(&mut pair, Op::Publish, 0, 0, 0, &[b"short"], &[7; 4200]);
+    write_frame(&mut pair, Op::Publish, 0, 0, 0, &[b"long"], &[7; 250_000]);
+    for n in 0..2000 {
+        publisher.wire.send(&pair);
+        if n % 10 == 0 {
+            publisher.echo();
+        }
+    }
+    publisher.echo();
+    let grown = server.memory_peak().saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 100 * MB, "grown by {grown} bytes for 8 MB that wait");
+}
+
+#[test]
+fn a_large_message_for_many_that_do_not_read() {
+    let server = Server::start();
+    let mut deaf: Vec<_> = (0..30).map(|_| server.client()).collect();
+    for d in &mut deaf {
+        d.subscribe("large", None);
+    }
+    let mut publisher = server.client();
+    let before = server.memory("VmRSS");
+    let message = crate::harness::frame(Op::Publish, Flags::ACK, 9, 0, b"large", &vec![7; 15_000_000]);
+    hive_proto::fragment::split(&message, 1, 256 * 1024, |part| publisher.wire.send(&part));
+    publisher.answer(9).expect("published");
+    let grown = server.memory_peak().saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 150 * MB, "grown by {grown} bytes");
+}
+
+#[test]
+fn results_that_are_not_read_are_counted_and_kept() {
+    const TASKS: usize = 3000;
+    let server = Server::with("limits.outbox_bytes_max = 200000");
+    let (mut submitter, mut worker) = (server.client(), server.client());
+    let ids = submitter.submit("q", &payloads(TASKS));
+    let consumer = worker.work("q", 100);
+    let mut done = 0;
+    while done < TASKS {
+        for task in worker.assigned(consumer) {
+            assert_eq!(worker.complete_with(task.lease, &[7; 2000]).accepted, 1);
+            done += 1;
+        }
+    }
+    let (mut pushed, mut missed) = (0, 0);
+    while pushed + missed < TASKS {
+        let frame = submitter.take("a result or the number missed", |_| true);
+        match frame.view().op() {
+            Ok(Op::Result) => pushed += usize::from(frame.view().prefix.count),
+            Ok(Op::ResultsMissed) => {
+                missed += u64::from_le_bytes(frame.view().header.try_into().expect("a count")) as usize;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pushed + missed, TASKS, "{pushed} pushed and {missed} missed");
+    assert!(missed > 0 && pushed > 50, "{pushed} pushed and {missed} missed");
+    for part in ids.chunks(100) {
+        for o in submitter.query(part) {
+            assert_eq!((o.state, o.payload.len()), (TaskState::Completed, 2000), "what was missed can be asked for");
+        }
+    }
+}
+
+/// Writes as long as the server takes bytes: how many whole copies of `part` it took.
+fn flood(client: &mut Client, part: &[u8], most: usize) -> usize {
+    client.wire.stream.set_write_timeout(Some(Duration::from_millis(500))).expect("timeout");
+    let mut written = 0;
+    while written < most * part.len() {
+        match client.wire.stream.write(&part[written % part.len()..]) {
+            Ok(n) => written += n,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => break,
+            Err(e) => panic!("the connection was closed: {e}"),
+        }
+    }
+    client.wire.stream.set_write_timeout(None).expect("timeout");
+    written / part.len()
+}
+
+#[test]
+fn who_asks_without_reading_waits() {
+    let server = Server::with("limits.outbox_bytes_max = 1000000");
+    let bystander = Bystander::start(&server);
+    let before = server.memory("VmRSS");
+    let mut deaf = server.client();
+    let ping = crate::harness::frame(Op::Ping, 0, 77, 0, &[], &[7; 64]);
+    let asked = flood(&mut deaf, &ping.repeat(1000), 4000) * 1000;
+    assert!(asked < 4_000_000, "the server read on and on");
+    let grown = server.memory_peak().saturating_sub(before);
+    assert!(grown < 40 * MB, "grown by {grown} bytes");
+    bystander.undisturbed();
+    let mut answers = 0;
+    while answers < asked {
+        match deaf.wire.see(Duration::from_secs(30)) {
+            Seen::Frame(f) => answers += usize::from(f.view().prefix.op == Op::Pong as u8),
+            other => panic!("{answers} of {asked} answers: {other:?}"),
+        }
+    }
+}
+
+/// A query is 8 bytes an answer, and an answer may be a long result.
+#[test]
+fn short_questions_with_long_answers() {
+    let server = Server::start();
+    let bystander = Bystander::start(&server);
+    let mut client = server.client();
+    let consumer = client.work("q", 1);
+    let id = client.submit("q", &[b"x"])[0];
+    let task = client.one(consumer);
+    client.complete_with(task.lease, &vec![7; 500_000]);
+    let before = server.memory("VmRSS");
+    let ids: Vec<u8> = id.0.to_le_bytes().repeat(2000); // a gigabyte
+    let mut deaf = server.client();
+    deaf.send(Op::Query, 0, 77, 2000, &[], &ids);
+    let e = deaf.answer(77).expect_err("more than a message may hold");
+    assert_error(&e, Code::MessageTooLarge, "");
+    let query = crate::harness::frame(Op::Query, 0, 77, 1, &[], &id.0.to_le_bytes());
+    flood(&mut deaf, &query.repeat(100), 100);
+    bystander.goes_on();
+    let grown = server.memory_peak().saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 150 * MB, "grown by {grown} bytes");
+    bystander.undisturbed();
+}
+
+#[test]
+fn responses_that_are_not_read() {
+    let server = Server::start();
+    let (mut asker, mut responder) = (server.client(), server.client());
+    let sub = responder.subscribe("long", None);
+    let before = server.memory("VmRSS");
+    for _ in 0..1000 {
+        asker.ask_request("long", 60_000, b"?");
+    }
+    for _ in 0..1000 {
+        let (token, ..) = responder.requested(sub);
+        responder.reply(token, &vec![7; 500_000]);
+    }
+    responder.echo();
+    let grown = server.memory_peak().saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 150 * MB, "grown by {grown} bytes");
+}
+
+/// Tasks in the hands of a worker that does not read are held once, not twice.
+#[test]
+fn a_worker_that_does_not_read() {
+    let server = Server::with("limits.memory_bytes_max = 100000000\nlimits.results_bytes_max = 1000000");
+    let mut client = server.client();
+    let (taken, _) = fill(&mut client, "q");
+    let mut deaf = server.client();
+    for _ in 0..4 {
+        let work = hive_proto::messages::Work {
+            queue: "q".into(),
+            credit_tasks: 100_000,
+            credit_bytes: 60_000_000,
+            labels: vec![],
+        };
+        deaf.ask(Op::Work, 0, 0, &hive_proto::messages::encode(&work), &[]);
+    }
+    eventually("assignments", || server.queue("q").filter(|q| q["running"].as_u64() > Some(0)).map(|_| ()));
+    client.echo();
+    let peak = server.memory_peak();
+    println!("{taken} tasks, {} MB resident at most", peak / MB);
+    assert!(peak < 100 * MB, "{peak} bytes were resident");
+    // When it reads, it gets them all.
+    let mut got = 0;
+    while got < taken {
+        got += items::<hive_proto::items::Assign<'_>>(&deaf.next(Op::Assign)).len();
+    }
+}
+
+#[test]
+fn more_unacknowledged_tasks_than_granted() {
+    let server = Server::with("limits.producer_credit_tasks = 100");
+    let bystander = Bystander::start(&server);
+    let mut client = server.client();
+    assert_eq!(client.welcome.credit_tasks, 100);
+    let mut batch = Vec::new();
+    (0..60).for_each(|_| Submit { ext: &[], payload: b"x" }.write(&mut batch));
+    let frames: Vec<u8> = (1..=3)
+        .flat_map(|id| crate::harness::frame(Op::Submit, 0, id + 1000, 60, b"q", &batch))
+        .collect();
+    client.wire.send(&frames);
+    client.accepted(1001).expect("within the credit");
+    for id in [1002, 1003] {
+        let e = client.accepted(id).expect_err("beyond the credit");
+        assert_error(&e, Code::ProducerCredit, "100 tasks");
+        assert!(e.retry_after_ms.is_some());
+    }
+    client.submit("q", &payloads(60));
+    assert_eq!(client.submit("q", &payloads(500)).len(), 500, "one batch is always taken");
+    server.queue_has("q", "waiting", 620);
+    bystander.undisturbed();
+}

@@ -7,6 +7,7 @@ mod bad_input;
 mod harness;
 mod http;
 mod hub;
+mod sessions;
 mod settings;
 mod supervision;
 mod tasks;

@@ -1,7 +1,7 @@
 //! A client that has logged in. It takes frames in any order: what nobody asks for yet waits in its inbox.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hive_proto::frame::MAGIC;
 use hive_proto::messages::{self, Hello, PROTOCOL_1_0, Welcome};
@@ -101,6 +101,18 @@ impl Client {
                 Seen::Frame(f) => self.inbox.push_back(f),
                 other => panic!("{what} was expected: {other:?}; waiting: {:?}", self.waiting()),
             }
+        }
+    }
+
+    /// The next frame of any kind, if one comes within the time.
+    pub(crate) fn poll(&mut self, within: Duration) -> Option<Frame> {
+        if let Some(frame) = self.inbox.pop_front() {
+            return Some(frame);
+        }
+        match self.wire.see(within) {
+            Seen::Frame(f) => Some(f),
+            Seen::Silence => None,
+            Seen::End => panic!("the server has closed the connection"),
         }
     }
 

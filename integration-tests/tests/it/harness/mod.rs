@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub(crate) use bystander::Bystander;
 pub(crate) use client::{Client, hello};
 pub(crate) use hub::Heard;
-pub(crate) use server::{Server, command, free_port};
+pub(crate) use server::{Server, command, free_port, outcome};
 pub(crate) use tasks::{Accepted, Assigned, Outcome, Settled, TaskOptions, payloads};
 pub(crate) use wire::{Seen, Wire, assert_error, error_of, frame, items};
 

@@ -100,7 +100,7 @@ impl Server {
 
     /// Makes an actor panic.
     pub(crate) fn panic(&self, actor: &str) {
-        let (code, body) = self.post(&format!("/v1/faults/panic?actor={actor}&shard=0"), &self.token);
+        let (code, body) = self.post(&format!("/v1/faults/panic?actor={actor}&shard=0"), Some(&self.token));
         assert_eq!(code, 202, "{body}");
     }
 
@@ -108,8 +108,13 @@ impl Server {
         http::ask(self.http, "GET", path, None)
     }
 
-    pub(crate) fn post(&self, path: &str, token: &str) -> (u16, String) {
-        http::ask(self.http, "POST", path, Some(token))
+    pub(crate) fn post(&self, path: &str, token: Option<&str>) -> (u16, String) {
+        http::ask(self.http, "POST", path, token)
+    }
+
+    /// Asks the server to stop.
+    pub(crate) fn stop(&self) -> (u16, String) {
+        self.post("/v1/stop", Some(&self.token))
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -164,7 +169,10 @@ impl Drop for Server {
 /// `hive start` on free ports, with further arguments.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    command.args(["start", "--dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--until-stdin-closes"]).args(args);
+    command.args(["start", "--dev", "--until-stdin-closes"]).args(args);
+    for option in ["--listen", "--http"].iter().filter(|o| !args.contains(o)) {
+        command.args([option, "127.0.0.1:0"]);
+    }
     command
 }
 
