@@ -49,9 +49,10 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Memory of the whole server, bytes: 85 % for tasks, 8 % for what waits to be written, the rest for reading.
+    /// Memory of the whole server, bytes: 24 MiB for the program, of the rest 86 % for tasks, 8 % for what waits to be
+    /// written, 6 % for messages that have not arrived whole.
     pub memory_bytes_max: usize,
-    /// Results kept, bytes; part of the memory for tasks.
+    /// Results kept, bytes. They count as tasks; what exceeds 8 % of the memory is kept free for them.
     pub results_bytes_max: usize,
     /// One connection's unread output, bytes.
     pub outbox_bytes_max: usize,

@@ -194,7 +194,7 @@ mod tests {
         #[test]
         fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = cut(&bytes, 100);
-            let _ = Frames(&bytes).map(|f| f.op().is_ok()).count();
+            let _ = Frames(&bytes).filter(|f| f.op().is_ok()).count();
         }
     }
 

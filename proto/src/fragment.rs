@@ -50,6 +50,11 @@ impl Assembler {
         Self { message_bytes_max, streams: HashMap::new(), bytes: 0 }
     }
 
+    /// Changes the bound from here on, bytes; what is under way already may stand above it.
+    pub fn set_message_bytes_max(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max = message_bytes_max;
+    }
+
     /// Bytes held for messages that are not complete.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -51,8 +51,10 @@ pub enum Wish {
     None = 0,
     /// Write what waits, then close.
     Close = 1,
+    /// Write what the socket takes, then close: the client does not read.
+    Abort = 2,
     /// Panic (fault injection).
-    Panic = 2,
+    Panic = 3,
 }
 
 impl Peer {
@@ -72,6 +74,8 @@ pub struct Directory {
     connections_max: usize,
     /// Connections, logged in or not.
     pub connections: AtomicUsize,
+    /// What all sessions hold of messages in fragments that are not complete, bytes.
+    pub parts_bytes: AtomicUsize,
     /// Bounds of outboxes.
     pub outbox_limits: Arc<OutboxLimits>,
 }
@@ -96,6 +100,7 @@ impl Directory {
             next: AtomicU32::new(0),
             connections_max,
             connections: AtomicUsize::new(0),
+            parts_bytes: AtomicUsize::new(0),
             outbox_limits: Arc::new(outbox_limits),
         }
     }

@@ -156,6 +156,7 @@ impl Dispatcher {
         let mut legacy = self.legacy.borrow_mut();
         for input in self.inputs.drain(..) {
             match input {
+                Input::HasRead(_) => {} // the next board has paused nobody
                 Input::Closed(session) => legacy.consumers.retain(|(s, _), _| *s != session),
                 Input::Frames(batch) => {
                     for frame in Frames(&batch.chunk) {
@@ -181,6 +182,7 @@ impl Dispatcher {
                     self.apply(now, at, &peer);
                     self.queued.record(now.since(read_at));
                 }
+                Input::HasRead(session) => self.board.resume(*session),
                 Input::Closed(session) => {
                     let session = *session;
                     self.board.session_closed(now, session, &mut self.out);

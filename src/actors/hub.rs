@@ -111,6 +111,7 @@ impl HubShard {
         }
         for input in self.inputs.drain(..) {
             match input {
+                Input::HasRead(_) => {}
                 Input::Frames(batch) => refuse(&mut self.out, batch.from.session, &batch.chunk),
                 Input::Closed(session) => {
                     self.legacy.borrow_mut().subscriptions.remove(&session);
@@ -127,6 +128,7 @@ impl HubShard {
         while let Some(input) = self.inputs.pop() {
             match input {
                 Input::Frames(batch) => self.apply(now, batch),
+                Input::HasRead(_) => {} // for the dispatcher
                 Input::Closed(session) => {
                     self.hub.session_closed(session, &mut self.out);
                     self.legacy.borrow_mut().subscriptions.remove(&session);

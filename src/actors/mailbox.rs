@@ -27,6 +27,8 @@ const BYTES_MAX: usize = 16 * 1024 * 1024;
 pub enum Input {
     /// Complete frames that a session has cut and judged.
     Frames(Batch),
+    /// A session whose client did not keep up has read what waited for it.
+    HasRead(SessionId),
     /// A session is gone.
     Closed(SessionId),
 }
@@ -85,6 +87,12 @@ impl Inlet {
     /// Says that a session is gone. Never refused: there is one for each session.
     pub fn closed(&self, session: SessionId) {
         self.0.queue.lock().inputs.push(Input::Closed(session));
+        self.0.receiver.wake();
+    }
+
+    /// Says that a client has read what waited for it. Never refused: there is one for each time that somebody waits.
+    pub fn has_read(&self, session: SessionId) {
+        self.0.queue.lock().inputs.push(Input::HasRead(session));
         self.0.receiver.wake();
     }
 

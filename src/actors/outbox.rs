@@ -28,16 +28,26 @@ const COPY_BYTES: usize = 4096;
 pub enum Piece {
     /// From the pool of the thread that wrote it.
     Owned(Vec<u8>),
-    /// A slice of somebody's read buffer.
-    Shared(Bytes),
+    /// A slice of somebody's read buffer, all of which it keeps alive.
+    Shared(Bytes, Kept),
 }
 
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Owned(v) => v,
-            Self::Shared(b) => b,
+            Self::Shared(b, _) => b,
         }
+    }
+}
+
+/// A read buffer that a piece keeps alive, counted as long as it does.
+#[derive(Debug)]
+pub struct Kept(Arc<OutboxLimits>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.kept.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -48,8 +58,32 @@ pub struct OutboxLimits {
     pub bytes_max: usize,
     /// All outboxes, bytes.
     pub total_bytes_max: usize,
-    /// What all outboxes hold now, bytes.
-    pub total: AtomicUsize,
+    /// Longest message, bytes.
+    pub message_bytes_max: usize,
+    total: AtomicUsize,
+    open: AtomicUsize,
+    kept: AtomicUsize,
+}
+
+impl OutboxLimits {
+    /// Bounds of one outbox, of all together, and of one message, bytes.
+    pub fn new(bytes_max: usize, total_bytes_max: usize, message_bytes_max: usize) -> Self {
+        let (total, open, kept) = Default::default();
+        Self { bytes_max, total_bytes_max, message_bytes_max, total, open, kept }
+    }
+
+    /// What each outbox may hold when together they hold much: those that do not read must not take the room of those
+    /// that do.
+    fn share(&self) -> usize {
+        (self.total_bytes_max / 2 / self.open.load(Ordering::Relaxed).max(1)).max(COPY_BYTES)
+    }
+
+    /// Whether a slice may keep the buffer alive that it is cut from. Short slices of long buffers would hold many times
+    /// the bytes that are counted.
+    fn may_share(&self, slice_bytes: usize) -> bool {
+        let kept_bytes = self.kept.load(Ordering::Relaxed) * FRAGMENT_BYTES;
+        slice_bytes >= FRAGMENT_BYTES / 4 * 3 || slice_bytes >= COPY_BYTES && kept_bytes < self.total_bytes_max / 4
+    }
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +97,8 @@ struct Queues {
     lost: Vec<(u32, u64)>,
     missed: u64,
     next_stream: u32,
+    /// The dispatcher waits until there is room.
+    stalled: bool,
     closed: bool,
 }
 
@@ -77,17 +113,25 @@ pub struct Outbox {
 impl Outbox {
     /// An empty outbox.
     pub fn new(limits: Arc<OutboxLimits>) -> Self {
+        limits.open.fetch_add(1, Ordering::Relaxed);
         Self { queues: Mutex::default(), writer: AtomicWaker::new(), limits }
     }
 
-    /// Whether droppable frames would be dropped now.
-    pub fn is_full(&self) -> bool {
-        self.over(self.queues.lock().bytes)
+    /// Whether droppable frames would be dropped now, if `more` bytes were queued before.
+    pub fn is_full(&self, more: usize) -> bool {
+        self.over(self.queues.lock().bytes + more)
+    }
+
+    /// Whether everything has been written.
+    pub fn is_empty(&self) -> bool {
+        self.queues.lock().bytes == 0
     }
 
     /// Whether the client asks faster than it reads the answers.
     pub fn is_clogged(&self) -> bool {
-        self.queues.lock().answer_bytes > self.limits.bytes_max
+        let answers = self.queues.lock().answer_bytes;
+        answers > self.limits.bytes_max
+            || answers > 0 && self.limits.total.load(Ordering::Relaxed) > self.limits.total_bytes_max
     }
 
     /// Wakes `waker` when something is queued.
@@ -96,7 +140,8 @@ impl Outbox {
     }
 
     fn over(&self, bytes: usize) -> bool {
-        bytes > self.limits.bytes_max || bytes > 0 && self.limits.total.load(Ordering::Relaxed) > self.limits.total_bytes_max
+        let l = &self.limits;
+        bytes > l.bytes_max || l.total.load(Ordering::Relaxed) > l.total_bytes_max / 2 && bytes > l.share()
     }
 
     /// Queues what must not be dropped, swapping empty buffers back in. Gives whether the outbox is full now.
@@ -154,7 +199,9 @@ impl Outbox {
         if q.closed {
             return false;
         }
-        if self.over(q.bytes + frames.len()) && q.bytes > 0 {
+        // A message longer than an outbox is taken alone, if there is room for it.
+        let alone = q.bytes == 0 && self.limits.total.load(Ordering::Relaxed) + frames.len() <= self.limits.total_bytes_max;
+        if self.over(q.bytes + frames.len()) && !alone {
             match q.lost.iter_mut().find(|(s, _)| *s == sub) {
                 Some((_, n)) => *n += u64::from(count),
                 None => q.lost.push((sub, u64::from(count))),
@@ -168,7 +215,10 @@ impl Outbox {
         }
         q.bytes += frames.len();
         self.limits.total.fetch_add(frames.len(), Ordering::Relaxed);
-        if frames.len() < COPY_BYTES {
+        if self.limits.may_share(frames.len()) {
+            self.limits.kept.fetch_add(1, Ordering::Relaxed);
+            q.data.push_back(Piece::Shared(frames, Kept(self.limits.clone())));
+        } else {
             let lane = &mut q.data;
             match lane.back_mut() {
                 Some(Piece::Owned(v)) if v.len() + frames.len() <= FRAGMENT_BYTES => v.extend_from_slice(&frames),
@@ -178,8 +228,6 @@ impl Outbox {
                     lane.push_back(Piece::Owned(buf));
                 }
             }
-        } else {
-            q.data.push_back(Piece::Shared(frames));
         }
         drop(q);
         self.writer.wake();
@@ -230,10 +278,19 @@ impl Outbox {
         append(&mut q.data, &mut buf);
     }
 
-    /// The writer has written so many bytes.
-    pub fn written(&self, bytes: usize) {
-        self.queues.lock().bytes -= bytes;
+    /// The writer has written so many bytes. Gives whether the dispatcher waits for this.
+    pub fn written(&self, bytes: usize) -> bool {
+        let mut q = self.queues.lock();
+        q.bytes -= bytes;
         self.limits.total.fetch_sub(bytes, Ordering::Relaxed);
+        q.stalled && !self.over(2 * q.bytes) && std::mem::take(&mut q.stalled)
+    }
+
+    /// Notes that the dispatcher has more, unless there is room now.
+    pub fn stall(&self) -> bool {
+        let mut q = self.queues.lock();
+        q.stalled = self.over(q.bytes);
+        q.stalled
     }
 
     /// The session is gone: nothing is queued any more.
@@ -241,6 +298,7 @@ impl Outbox {
         let mut q = self.queues.lock();
         q.closed = true;
         self.limits.total.fetch_sub(q.bytes, Ordering::Relaxed);
+        self.limits.open.fetch_sub(usize::from(!q.closed), Ordering::Relaxed);
         *q = Queues { closed: true, ..Queues::default() };
     }
 }

@@ -6,13 +6,15 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use hive_proto::error::Code;
 use hive_proto::items::{Assign, Item, Progressed, Refused, Revoked, Task};
-use hive_proto::{FrameBuilder, Op, SessionId, TaskId, WireError, ids::Durability, messages};
+use hive_proto::{FrameBuilder, FrameRef, Op, SessionId, TaskId, WireError, ids::Durability, messages};
 
 use super::directory::{Directory, Peer};
 use super::outbox::FRAGMENT_BYTES;
 use crate::core::hub::HubSink;
 use crate::core::tasks::TaskSink;
 
+/// Assignments are pushed at this size, bytes: a client that does not read is noticed before it has been given everything.
+const PUSH_BYTES: usize = 512 * 1024;
 /// A frame of items is closed at this size, bytes, so that a client gets the first ones early.
 const FRAME_BYTES: usize = 128 * 1024;
 
@@ -56,6 +58,20 @@ struct OpenFrame {
 }
 
 impl Dest {
+    /// Pushes what is gathered, which has become much. If the receiver does not keep up, its session says when it has.
+    #[cold]
+    fn takes_more(&mut self) -> bool {
+        self.close_frame();
+        let Some(peer) = &self.peer else { return false };
+        self.full = peer.outbox.push(&mut self.answers, &mut self.data);
+        !(self.full && peer.outbox.stall())
+    }
+
+    /// Whether what is gathered and what waits are more than the receiver should have unread.
+    fn is_full(&self) -> bool {
+        self.peer.as_ref().is_none_or(|p| p.outbox.is_full(self.data.len()))
+    }
+
     fn close_frame(&mut self) {
         let Some(open) = self.open.take() else { return };
         let start = open.frame.start();
@@ -184,7 +200,7 @@ impl Outgoing {
         let Some(d) = self.dest(to) else { return };
         if d.full {
             // It may have drained since; asking costs a lock, but only while it is slow.
-            d.full = d.peer.as_ref().is_some_and(|p| p.outbox.is_full());
+            d.full = d.is_full();
         }
         if d.full {
             d.missed += 1;
@@ -214,8 +230,9 @@ impl TaskSink for Outgoing {
     }
 
     #[inline]
-    fn assign(&mut self, to: SessionId, consumer: u32, item: Assign<'_>) {
+    fn assign(&mut self, to: SessionId, consumer: u32, item: Assign<'_>) -> bool {
         self.item(to, Op::Assign, consumer, &item);
+        self.dest(to).is_some_and(|d| !d.full && d.data.len() < PUSH_BYTES || d.takes_more())
     }
 
     fn settled(&mut self, to: SessionId, request: u32, accepted: u16, refused: &[Refused]) {
@@ -235,14 +252,26 @@ impl TaskSink for Outgoing {
         self.item(to, Op::Revoked, 0, &item);
     }
 
+    /// A question of a few bytes may have an answer of many, so these answers are refused where others are queued.
     fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>) {
+        let message_bytes_max = self.directory.outbox_limits.message_bytes_max;
         let Some(d) = self.dest(to) else { return };
         d.close_frame();
+        if d.is_full() {
+            let text = "the answers before this one have not been read";
+            return TaskSink::error(self, to, request, WireError::new(Code::Overloaded, text).retry_after(100));
+        }
+        let start = d.data.len();
         let frame = FrameBuilder::begin(&mut d.data, Op::Tasks, 0, request, &[]);
         let mut count = 0;
         for item in items {
             item.write(&mut d.data);
             count += 1;
+            if d.data.len() - start > message_bytes_max {
+                d.data.truncate(start);
+                let text = format!("the answer has more than {message_bytes_max} bytes: ask for fewer tasks at once");
+                return TaskSink::error(self, to, request, WireError::new(Code::MessageTooLarge, text));
+            }
         }
         d.open = Some(OpenFrame { op: Op::Tasks, id: request, frame, count });
         d.close_frame(); // as fragments, where the results are long
@@ -261,6 +290,11 @@ impl HubSink for Outgoing {
 
     fn response(&mut self, to: SessionId, frame: Bytes) {
         let Some(d) = self.dest(to) else { return };
+        if d.is_full() {
+            let id = FrameRef::parse(&frame).map_or(0, |f| f.prefix.id);
+            let text = "the responses before this one have not been read; it was dropped";
+            return TaskSink::error(self, to, id, WireError::new(Code::ReceiverSlow, text).maybe_done());
+        }
         if frame.len() > FRAGMENT_BYTES {
             if let Some(p) = &d.peer {
                 p.outbox.push_large(&frame);
@@ -271,7 +305,7 @@ impl HubSink for Outgoing {
     }
 
     fn requested(&mut self, to: SessionId, frame: Bytes) -> bool {
-        if self.dest(to).is_none_or(|d| d.peer.as_ref().is_none_or(|p| p.outbox.is_full())) {
+        if self.dest(to).is_none_or(|d| d.is_full()) {
             return false;
         }
         self.response(to, frame);

@@ -80,7 +80,7 @@ impl Sessions {
                 let text = format!("nothing was heard for {} ms", self.setup.dead_ms);
                 let error = messages::encode(&WireError::new(Code::HeartbeatTimeout, text));
                 peer.outbox.answer(Op::Error, 0, 0, &error, &[]);
-                peer.wish(Wish::Close);
+                peer.wish(Wish::Abort);
             } else if now.0.saturating_sub(peer.pinged_at.load(Ordering::Relaxed)) >= beat {
                 peer.pinged_at.store(now.0, Ordering::Relaxed);
                 peer.outbox.answer(Op::Ping, 0, 0, &[], &[]);

@@ -58,7 +58,7 @@ impl Roster {
 /// Lives inside an actor and reports its death, however it came.
 #[derive(Debug)]
 pub struct DeathGuard {
-    report: mpsc::UnboundedSender<String>,
+    report: mpsc::Sender<String>,
     cause: Option<String>,
 }
 
@@ -73,8 +73,8 @@ impl DeathGuard {
 
 impl Drop for DeathGuard {
     fn drop(&mut self) {
-        // Unbounded is bounded here: one message for each incarnation. The supervisor is gone only at shutdown.
-        let _ = self.report.send(self.cause.take().unwrap_or_else(|| "ended without a word".into()));
+        // There is room: one message for each incarnation. The supervisor is gone only at shutdown.
+        let _ = self.report.try_send(self.cause.take().unwrap_or_else(|| "ended without a word".into()));
     }
 }
 
@@ -92,7 +92,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         roster: &Roster,
         mut factory: impl FnMut(u32, DeathGuard) -> A + 'static,
     ) -> Self {
-        let (report, mut deaths) = mpsc::unbounded_channel();
+        let (report, mut deaths) = mpsc::channel(2);
         let guard = move || DeathGuard { report: report.clone(), cause: None };
         let addr = Arc::new(Mutex::new(Some(factory(0, guard()).start())));
         let (stop, registration) = AbortHandle::new_pair();

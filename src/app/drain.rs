@@ -12,8 +12,8 @@ use crate::actors::directory::Wish;
 use crate::actors::dispatcher;
 
 const LOOK: Duration = Duration::from_millis(20);
-/// What closing the connections may take.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// What closing the connections may take: until then clients may read what waits for them.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Returns when the server has drained, or at once after a second signal.
 pub(super) async fn until_stopped(server: &Server) {

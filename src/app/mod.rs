@@ -202,12 +202,25 @@ async fn serve(
     Ok(())
 }
 
+/// What the program itself holds: its code, stacks, tables, buffers for reading, bytes.
+const OWN_BYTES: usize = 24 * 1024 * 1024;
+
+/// What waiting tasks may fill. A full board still takes results: those that do not fit into what is left beside it are
+/// left room for.
 fn tasks_bytes(config: &Config) -> usize {
-    config.limits.memory_bytes_max / 100 * 85
+    let room = config.limits.memory_bytes_max.saturating_sub(OWN_BYTES);
+    let results = config.limits.results_bytes_max.saturating_sub(room / 100 * 8);
+    (room / 100 * 86).saturating_sub(results)
 }
 
 fn outboxes_bytes(config: &Config) -> usize {
-    config.limits.memory_bytes_max / 100 * 8
+    config.limits.memory_bytes_max.saturating_sub(OWN_BYTES) / 100 * 8
+}
+
+/// One message must have room, however little there is.
+fn parts_bytes(config: &Config) -> usize {
+    let share = config.limits.memory_bytes_max.saturating_sub(OWN_BYTES) / 100 * 6;
+    share.max(config.limits.message_bytes_max as usize + hive_proto::PREFIX_LEN)
 }
 
 fn start_accepting(server: &Arc<Server>, listener: TcpListener) -> Result<(), AppError> {
@@ -248,11 +261,8 @@ struct Plan {
 impl Plan {
     fn new(config: &Config, shards: usize, ready: &Ready) -> Result<Self, AppError> {
         let l = &config.limits;
-        let outboxes = OutboxLimits {
-            bytes_max: l.outbox_bytes_max,
-            total_bytes_max: outboxes_bytes(config),
-            total: std::sync::atomic::AtomicUsize::new(0),
-        };
+        let outboxes =
+            OutboxLimits::new(l.outbox_bytes_max, outboxes_bytes(config), l.message_bytes_max as usize);
         let terms = Terms {
             token: TokenDigest::of(&ready.token),
             epoch: (clock::unix_micros() / 1_000_000) as u32,
@@ -261,6 +271,7 @@ impl Plan {
             dead_ms: config.session.dead_ms,
             frame_bytes_max: l.frame_bytes_max,
             message_bytes_max: l.message_bytes_max,
+            parts_bytes_max: parts_bytes(config),
             credit_tasks: l.producer_credit_tasks,
             credit_bytes: l.producer_credit_bytes,
         };

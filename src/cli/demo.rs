@@ -11,7 +11,7 @@ use std::{fs, io};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hive_client::{Certainty, Client, Error, Outcome, TaskState};
+use hive_client::{Certainty, Client, Error, Outcome, Status, TaskState};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -65,7 +65,8 @@ pub(crate) async fn run(a: Args) -> Result<(), Failure> {
     );
     let mut workers = Workers::start(&target, &queue, &root, agents)?;
     let done = tokio::select! {
-        done = analyse_all(&client, &target, &queue, &files.paths) => done,
+        // Thousands of futures share this task; tokio's budget per task would have most of them polled in vain.
+        done = tokio::task::unconstrained(analyse_all(&client, &target, &queue, &files.paths)) => done,
         why = workers.ended() => Err(why),
     };
     workers.stop().await;
@@ -267,7 +268,7 @@ async fn analyse_all(
             running.push(async move { (path, one(client, queue, path).await) });
         }
         let Some((path, outcome)) = running.next().await else { break };
-        report.add(path, outcome.map_err(|e| Failure::client("run the tasks", &target.server, &e))?)?;
+        report.add(path, &outcome.map_err(|e| Failure::client("run the tasks", &target.server, &e))?)?;
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -275,7 +276,7 @@ async fn analyse_all(
     Ok(report)
 }
 
-/// Has one file analysed; again if the server lost the task or had no room for it.
+/// Has one file analysed; again if the server lost the task, the connection broke, or there was no room. Twice does no harm.
 async fn one(client: &Client, queue: &str, path: &Bytes) -> Result<Outcome, Error> {
     let end = Instant::now() + PATIENCE;
     loop {
@@ -292,6 +293,8 @@ async fn one(client: &Client, queue: &str, path: &Bytes) -> Result<Outcome, Erro
             {
                 tokio::time::sleep(e.retry_after().unwrap_or(Duration::from_millis(50))).await;
             }
+            // A client that has given up says `Closed`, or the same again at once; then it is over.
+            Err(Error::Disconnected { .. }) if !matches!(client.status(), Status::Closed(_)) => {}
             Err(e) => return Err(e),
         }
     }
@@ -336,7 +339,7 @@ impl Sum {
 }
 
 impl Report {
-    fn add(&mut self, path: &[u8], outcome: Outcome) -> Result<(), Failure> {
+    fn add(&mut self, path: &[u8], outcome: &Outcome) -> Result<(), Failure> {
         let shown = || String::from_utf8_lossy(path).into_owned();
         if outcome.state != TaskState::Completed {
             let why = String::from_utf8_lossy(&outcome.result).into_owned();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use futures_util::StreamExt as _;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::analyse::{Analysis, analyse};
 use super::failure::Failure;
@@ -42,22 +43,34 @@ pub(crate) enum Finding {
 
 /// Works until standard input ends.
 pub(crate) async fn run(a: Args) -> Result<(), Failure> {
-    std::thread::spawn(|| {
-        // An error ends the input as well.
-        let _ = io::Read::read_to_end(&mut io::stdin().lock(), &mut Vec::new());
-        std::process::exit(0);
-    });
+    let mut demo_ended = end_of_stdin();
     let target = a.reach.target();
-    let client = target.one_shot().await?;
+    let client = target.lasting(Vec::new()).await?;
     let opened = client.work(&a.queue).credit(CREDIT).open().await;
     let mut tasks = opened.map_err(|e| Failure::client("work", &target.server, &e))?;
-    while let Some(task) = tasks.next().await {
+    loop {
+        let next = tokio::select! {
+            biased;
+            _ = &mut demo_ended => None,
+            task = tasks.next() => task,
+        };
+        let Some(task) = next else { return Ok(()) };
         let finding = examine(&a.root, task.payload()).await;
         let answer = serde_json::to_vec(&finding).map_err(|e| Failure::new("cannot write JSON", e))?;
         let sent = task.complete_unconfirmed(answer).await;
         sent.map_err(|e| Failure::client("go on working", &target.server, &e))?;
     }
-    Ok(())
+}
+
+/// Resolves when standard input ends.
+fn end_of_stdin() -> oneshot::Receiver<()> {
+    let (tx, rx) = oneshot::channel();
+    std::thread::spawn(move || {
+        // An error ends the input as well.
+        let _ = io::Read::read_to_end(&mut io::stdin().lock(), &mut Vec::new());
+        drop(tx);
+    });
+    rx
 }
 
 /// Reads the file that a payload names: any bytes, relative to `root`.

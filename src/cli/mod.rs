@@ -1,5 +1,7 @@
 //! The command line: one file per subcommand. What scripts may rely on is in docs/cli.md.
 
+#![expect(clippy::disallowed_methods, reason = "commands live in real time: they wait, measure and give up")]
+
 mod analyse;
 mod demo;
 mod demo_worker;

@@ -138,8 +138,6 @@ pub(crate) fn fetch(target: &Target) -> Result<Status, Failure> {
     serde_json::from_value(fetch_value(target)?).map_err(not_understood)
 }
 
-// `map_err` hands the error over.
-#[expect(clippy::needless_pass_by_value)]
 fn not_understood(e: serde_json::Error) -> Failure {
     Failure::new("the server's status is not understood", e)
         .next("check that --http names the HTTP port of a Hive server")

@@ -12,8 +12,10 @@ const DEFAULT_SERVER: &str = "127.0.0.1:7878";
 const DEFAULT_HTTP: &str = "127.0.0.1:7879";
 /// What the environment may say.
 pub(crate) const VARIABLES: [&str; 3] = ["HIVE_SERVER", "HIVE_HTTP", "HIVE_TOKEN"];
-/// A one-shot command gives up on a server that is silent for this long: it has promised to be done with it in 5 s.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A one-shot command tries another connection when its server is silent for this long, and gives up after that: it has
+/// promised to be done with a server that is gone within 5 s.
+const SILENCE_MAX: Duration = Duration::from_millis(2500);
+const OUTAGE_MAX: Duration = Duration::from_secs(4);
 
 /// Options that every command has which talks to a server.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -73,9 +75,9 @@ impl Reach {
 }
 
 impl Target {
-    /// A client for a command that does one thing: it gives up when it loses its server.
+    /// A client for a command that does one thing: it gives up when its server is gone.
     pub(crate) async fn one_shot(&self) -> Result<Client, Failure> {
-        let builder = self.builder().reconnect(false).silence_max(SILENCE_MAX);
+        let builder = self.builder().silence_max(SILENCE_MAX).outage_max(OUTAGE_MAX);
         self.connect(builder).await
     }
 

@@ -221,7 +221,8 @@ impl Job {
             }
         };
         // One byte more than may be, to notice it.
-        let (result, error, ()) = tokio::join!(head(stdout, RESULT_MAX + 1), forwarded_tail(stderr), feed);
+        let (result, error, ()) =
+            tokio::join!(head(stdout, RESULT_MAX + 1), tail(stderr, std::io::stderr()), feed);
         let result = result?;
         if result.len() > RESULT_MAX {
             self.kill();
@@ -277,8 +278,8 @@ async fn head(from: Option<impl AsyncRead + Unpin>, max: usize) -> std::io::Resu
     Ok(bytes)
 }
 
-/// Passes a stream on to standard error; gives its end.
-async fn forwarded_tail(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
+/// Passes a stream on; gives its end.
+async fn tail(from: Option<impl AsyncRead + Unpin>, mut to: impl std::io::Write) -> std::io::Result<Vec<u8>> {
     let (mut tail, mut chunk) = (Vec::new(), [0; 4096]);
     let Some(mut from) = from else { return Ok(tail) };
     loop {
@@ -287,7 +288,7 @@ async fn forwarded_tail(from: Option<impl AsyncRead + Unpin>) -> std::io::Result
             return Ok(tail);
         }
         // Losing a line of somebody's log must not fail the task.
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), &chunk[..n]);
+        let _ = to.write_all(&chunk[..n]);
         tail.extend_from_slice(&chunk[..n]);
         tail.drain(..tail.len().saturating_sub(ERROR_TAIL));
     }
@@ -311,8 +312,9 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_standard_error_is_kept() {
         let text: Vec<u8> = (0..20_000_u32).map(|i| b'a' + (i % 26) as u8).collect();
-        let tail = forwarded_tail(Some(&text[..0])).await.expect("read");
-        assert!(tail.is_empty());
+        let mut passed_on = Vec::new();
+        let end = tail(Some(&text[..]), &mut passed_on).await.expect("read");
+        assert!(passed_on == text && end == text[text.len() - ERROR_TAIL..]);
         assert_eq!(head(Some(&text[..]), 10).await.expect("read"), text[..10]);
     }
 }

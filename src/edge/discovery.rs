@@ -96,7 +96,7 @@ fn find_in(directories: &[PathBuf]) -> Vec<DevServer> {
             found.push((modified, server));
         }
     }
-    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found.sort_by_key(|(modified, _)| std::cmp::Reverse(*modified));
     found.into_iter().map(|(_, server)| server).collect()
 }
 

@@ -16,6 +16,7 @@ pub struct ClientBuilder {
     pub(crate) labels: Vec<String>,
     pub(crate) name: String,
     pub(crate) reconnect: bool,
+    pub(crate) outage_max: Option<Duration>,
     pub(crate) silence_max: Option<Duration>,
     pub(crate) connect_timeout: Duration,
     pub(crate) backoff: (Duration, Duration),
@@ -33,6 +34,7 @@ impl Default for ClientBuilder {
             labels: Vec::new(),
             name: concat!("hive-client/", env!("CARGO_PKG_VERSION")).into(),
             reconnect: true,
+            outage_max: None,
             silence_max: None,
             connect_timeout: Duration::from_secs(3),
             backoff: (Duration::from_millis(50), Duration::from_secs(5)),
@@ -77,6 +79,12 @@ impl ClientBuilder {
     /// Whether a broken connection is made again (the default) or ends the client.
     pub fn reconnect(mut self, on: bool) -> Self {
         self.reconnect = on;
+        self
+    }
+
+    /// Ends the client when no server has been heard for this long; by default it tries for ever.
+    pub fn outage_max(mut self, outage: Duration) -> Self {
+        self.outage_max = Some(outage);
         self
     }
 

@@ -203,6 +203,10 @@ impl Client {
     pub(crate) async fn connect(settings: ClientBuilder) -> Result<Self, Error> {
         let (submits, submits_rx) = mpsc::channel(CHANNEL);
         let (commands, commands_rx) = mpsc::channel(CHANNEL);
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "bounded by what it ends, see `Note`; destructors cannot wait"
+        )]
         let (notes, notes_rx) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             budget: Budget::new(settings.buffer_bytes),

@@ -174,6 +174,22 @@ async fn a_client_that_may_not_reconnect_ends_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_client_gives_up_when_the_outage_is_too_long() {
+    let fake = Fake::start().await;
+    let outage = Duration::from_millis(100);
+    let (client, mut conn) = tokio::join!(fake.client().outage_max(outage).connect(), fake.accept());
+    let client = client.expect("connected");
+    let (handle, ()) = tokio::join!(client.submit("q", "x").send(), async {
+        let f = conn.expect(Op::Submit).await;
+        conn.accept_tasks(&f, TaskId(1), 1, &[]).await;
+    });
+    let began = std::time::Instant::now();
+    drop((conn, fake));
+    let e = handle.expect("accepted").outcome().await.expect_err("given up");
+    assert!(e.is_connection() && began.elapsed() >= outage / 2, "{e} after {:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_silent_server_is_held_for_dead() {
     let mut fake = Fake::start().await;
     (fake.welcome.heartbeat_ms, fake.welcome.dead_ms) = (20, 100);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use hive_proto::messages::{self, Drain};
 use hive_proto::{Code, Op};
+use rustix::net::sockopt;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -30,13 +31,26 @@ fn status_has_what_scripts_rely_on() {
     let task = client.one(consumer);
     client.complete(&[task]);
     let s = server.status();
-    for key in ["version", "pid", "uptime_s", "dev", "draining", "server", "http", "memory_bytes", "memory_bytes_max"] {
+    for key in [
+        "version",
+        "pid",
+        "uptime_s",
+        "dev",
+        "draining",
+        "server",
+        "http",
+        "memory_bytes",
+        "memory_bytes_max",
+    ] {
         assert!(!s[key].is_null(), "{key} is missing in {s}");
     }
     for key in ["connections", "queues", "agents", "agents_total", "shards", "actors", "totals"] {
         assert!(!s[key].is_null(), "{key} is missing in {s}");
     }
-    assert_eq!((&s["server"], &s["http"]), (&server.addr.to_string().into(), &server.http.to_string().into()));
+    assert_eq!(
+        (&s["server"], &s["http"]),
+        (&server.addr.to_string().into(), &server.http.to_string().into())
+    );
     let rss = s["memory_bytes"].as_u64().expect("bytes");
     assert!((1 << 20..1 << 30).contains(&rss), "{rss}");
     let q = server.queue("q").expect("there");
@@ -145,20 +159,22 @@ fn a_signal_drains_and_a_second_one_quits() {
     worker.closed();
 }
 
-/// What was pushed before the end still reaches a client that reads slowly, up to a point.
+/// What was pushed before the end still reaches a client that was slow to read it.
 #[test]
 fn results_that_wait_are_written_before_the_end() {
     let mut server = Server::start();
     let (mut submitter, mut worker) = (server.client(), server.client());
+    sockopt::set_socket_recv_buffer_size(&submitter.wire.stream, 64 * 1024).expect("a small buffer");
     let ids = submitter.submit("q", &payloads(60));
     let consumer = worker.work("q", 60);
     let tasks = worker.gather(consumer, 60);
     server.stop();
     worker.next(Op::Drain);
-    // More than the sockets hold.
+    // More than the sockets hold; the submitter reads none of it until the server has begun to close.
     for task in &tasks {
         assert_eq!(worker.complete_with(task.lease, &vec![7; 100_000]).accepted, 1);
     }
+    worker.closed();
     assert!(submitter.results_of(&ids).iter().all(|o| o.payload.len() == 100_000));
     submitter.closed();
     assert_eq!(server.exit().code(), Some(0));

@@ -181,7 +181,9 @@ fn a_slow_subscriber_is_told_what_it_lost() {
         let frame = slow.take("a message or the number lost", |p| p.id == slow_sub);
         match frame.view().op() {
             Ok(Op::Deliver) => heard += 1,
-            Ok(Op::MessagesLost) => lost += u64::from_le_bytes(frame.view().header.try_into().expect("a count")),
+            Ok(Op::MessagesLost) => {
+                lost += u64::from_le_bytes(frame.view().header.try_into().expect("a count"));
+            }
             other => panic!("{other:?}"),
         }
     }

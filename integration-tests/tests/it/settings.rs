@@ -16,7 +16,10 @@ fn refused(config: &str, names: &[&str]) {
 
 #[test]
 fn unknown_keys_get_a_suggestion() {
-    refused("[limits]\nmemory_byte_max = 5\n", &["memory_byte_max", "did you mean `memory_bytes_max`?", "hive.toml"]);
+    refused(
+        "[limits]\nmemory_byte_max = 5\n",
+        &["memory_byte_max", "did you mean `memory_bytes_max`?", "hive.toml"],
+    );
     refused("xyzzy = 5\n", &["xyzzy", "listen"]);
 }
 

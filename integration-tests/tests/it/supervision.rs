@@ -11,7 +11,8 @@ use hive_proto::messages::{self, TasksLost};
 use hive_proto::{Code, Frame, Op, TaskId, TaskState};
 
 use crate::harness::{
-    Bystander, Client, PATIENCE, Seen, Server, Wire, assert_error, error_of, eventually, hello, items, payloads,
+    Bystander, Client, PATIENCE, Seen, Server, Wire, assert_error, error_of, eventually, hello, items,
+    payloads,
 };
 
 const CONFIG: &str = "faults = true";
@@ -37,7 +38,11 @@ impl Ledger {
                 for t in items::<Task<'_>>(frame) {
                     assert_eq!(t.state, TaskState::Completed);
                     // News of the loss overtake results that were on their way.
-                    assert!(self.open.remove(&t.task) || self.lost.remove(&t.task), "{} was not open", t.task);
+                    assert!(
+                        self.open.remove(&t.task) || self.lost.remove(&t.task),
+                        "{} was not open",
+                        t.task
+                    );
                     assert!(self.completed.insert(t.task), "{} completed twice", t.task);
                 }
             }
@@ -71,7 +76,8 @@ fn submit_all_the_time(mut client: Client, stop: &AtomicBool, completed: &Atomic
                 ledger.refused += BATCH;
             }
         }
-        while let Some(frame) = client.poll(Duration::from_millis(u64::from(ledger.open.len() > 10 * BATCH))) {
+        while let Some(frame) = client.poll(Duration::from_millis(u64::from(ledger.open.len() > 10 * BATCH)))
+        {
             ledger.note(&frame);
         }
         completed.fetch_add((ledger.completed.len() - said) as u64, Ordering::Relaxed);
@@ -123,7 +129,8 @@ fn resumes(server: &mut Server, actor: &str, name: &str, mut again: impl FnMut(&
 
 #[test]
 fn the_dispatcher_panics() {
-    let mut server = Server::with(CONFIG);
+    // Several shards: the dispatcher has a thread of its own.
+    let mut server = Server::with("faults = true\nshards = 2");
     let (stop, completed) = (AtomicBool::new(false), AtomicU64::new(0));
     let clients: Vec<_> = (0..4).map(|_| server.client()).collect();
     let mut waiter = server.client();

@@ -29,7 +29,10 @@ fn tasks_go_to_workers_that_offer_their_labels() {
     let mut submitter = server.client();
     let mut plain = server.agent("plain", &[]);
     let mut gpu = server.agent("gpu", &["gpu"]);
-    let label = |l: &[&str]| TaskOptions { labels: l.iter().map(ToString::to_string).collect(), ..TaskOptions::default() };
+    let label = |l: &[&str]| TaskOptions {
+        labels: l.iter().map(ToString::to_string).collect(),
+        ..TaskOptions::default()
+    };
     let plain_consumer = plain.work("q", 10);
     let gpu_consumer = gpu.work_as("q", 10, 1000, &["model=x"]).expect("consumer");
     let needs_gpu = submitter.submit_with("q", &payloads(3), &label(&["gpu"]))[0];
@@ -138,7 +141,10 @@ fn failures_end_in_the_dead_letters() {
         assert_eq!(client.fail(task.lease, DELAY_BY_POLICY, false, &format!("reason {attempt}")).accepted, 1);
     }
     let outcome = client.results(1).remove(0);
-    assert_eq!((outcome.state, outcome.attempt, &outcome.payload[..]), (TaskState::Dead, 3, &b"reason 3"[..]));
+    assert_eq!(
+        (outcome.state, outcome.attempt, &outcome.payload[..]),
+        (TaskState::Dead, 3, &b"reason 3"[..])
+    );
     let permanent = client.submit("q", &[b"hopeless"])[0];
     let task = client.one(consumer);
     client.fail(task.lease, 0, true, "never");
@@ -199,7 +205,7 @@ fn progress_is_pushed() {
     let told = submitter.next(Op::Progressed);
     let expected = Progressed { task: id, attempt: 1, value: 5000, note: b"half way" };
     assert_eq!(items::<Progressed<'_>>(&told), [expected]);
-    worker.complete(&[task.clone()]);
+    worker.complete(std::slice::from_ref(&task));
     assert_eq!(worker.progress(task.lease, 1, b"").refused, [(0, Code::AlreadySettled)]);
 }
 
@@ -271,7 +277,9 @@ fn results_are_kept_for_their_time() {
     let task = client.one(consumer);
     client.complete(&[task]);
     assert_eq!(client.results(1)[0].payload, b"done: x");
-    eventually("the result is forgotten", || (client.query(&ids)[0].state == TaskState::Unknown).then_some(()));
+    eventually("the result is forgotten", || {
+        (client.query(&ids)[0].state == TaskState::Unknown).then_some(())
+    });
 }
 
 #[test]

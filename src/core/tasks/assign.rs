@@ -29,6 +29,8 @@ pub(crate) struct Consumer {
     pub(crate) ready: bool,
     /// Has an entry in the timers.
     pub(crate) timed: bool,
+    /// Its client does not read: what it was given waits in a buffer.
+    pub(crate) paused: bool,
     /// Closed by the client; stays while it holds leases.
     pub(crate) closed: bool,
     /// Number of this use of the handle, so that old timers are known.
@@ -59,7 +61,7 @@ impl Consumer {
     /// Whether it may be given one more task.
     #[inline]
     fn has_credit(&self) -> bool {
-        !self.closed && self.leases.len < self.credit_tasks as usize && self.held_bytes < self.credit_bytes
+        !self.closed && !self.paused && self.leases.len < self.credit_tasks as usize && self.held_bytes < self.credit_bytes
     }
 }
 
@@ -116,6 +118,7 @@ impl Board {
             leases: List::default(),
             ready: false,
             timed: false,
+            paused: false,
             closed: false,
             generation: self.timers.next_generation(),
         });
@@ -148,6 +151,17 @@ impl Board {
             (c.credit_tasks, c.credit_bytes) = (tasks, bytes);
         }
         self.offer(handle);
+    }
+
+    /// The client of a session has read what waited for it.
+    pub fn resume(&mut self, session: SessionId) {
+        let Some(state) = self.sessions.get(&session) else { return };
+        for handle in state.consumers.clone() {
+            if let Some(c) = &mut self.consumers[handle as usize] {
+                c.paused = false;
+            }
+            self.offer(handle);
+        }
     }
 
     /// Closes a consumer; tasks that it holds may still be settled.
@@ -291,7 +305,7 @@ impl Board {
             let task = TaskId::new(q.partition, seq);
             let lease = Lease { task, attempt: r.attempt, epoch: identity.epoch };
             let (ext, payload) = payloads.get(r.blob).split_at(usize::from(r.ext_len));
-            sink.assign(c.session, c.id, Assign { lease, lease_ms: q.policy.lease_ms, ext, payload });
+            c.paused = !sink.assign(c.session, c.id, Assign { lease, lease_ms: q.policy.lease_ms, ext, payload });
             given += 1;
         }
         if given > 0 {

@@ -87,8 +87,8 @@ pub trait TaskSink {
     fn error(&mut self, to: SessionId, request: u32, error: WireError);
     /// Answers an operation with nothing to tell.
     fn ok(&mut self, to: SessionId, request: u32);
-    /// A task for a consumer.
-    fn assign(&mut self, to: SessionId, consumer: u32, item: Assign<'_>);
+    /// A task for a consumer. Gives whether the consumer should get more; if not, it gets none before [`Board::resume`].
+    fn assign(&mut self, to: SessionId, consumer: u32, item: Assign<'_>) -> bool;
     /// Answers a batch of settlements.
     fn settled(&mut self, to: SessionId, request: u32, accepted: u16, refused: &[Refused]);
     /// The outcome of a watched task.

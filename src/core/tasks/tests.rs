@@ -62,9 +62,9 @@ impl From<Task<'_>> for Seen {
     }
 }
 
-/// A sink that keeps everything.
+/// A sink that keeps everything. The session takes no more tasks, once it was given one.
 #[derive(Default, Debug)]
-struct Log(Vec<Effect>);
+struct Log(Vec<Effect>, Option<SessionId>);
 
 impl TaskSink for Log {
     fn accepted(&mut self, to: SessionId, request: u32, first: TaskId, count: u16, refused: &[Refused]) {
@@ -76,10 +76,11 @@ impl TaskSink for Log {
     fn ok(&mut self, to: SessionId, request: u32) {
         self.0.push(Effect::Ok { to, request });
     }
-    fn assign(&mut self, to: SessionId, consumer: u32, i: Assign<'_>) {
+    fn assign(&mut self, to: SessionId, consumer: u32, i: Assign<'_>) -> bool {
         let given =
             Given { lease: i.lease, lease_ms: i.lease_ms, ext: i.ext.to_vec(), payload: i.payload.to_vec() };
         self.0.push(Effect::Assign { to, consumer, given });
+        self.1 != Some(to)
     }
     fn settled(&mut self, to: SessionId, request: u32, accepted: u16, refused: &[Refused]) {
         self.0.push(Effect::Settled { to, request, accepted, refused: refused.to_vec() });

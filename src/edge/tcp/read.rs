@@ -258,11 +258,23 @@ impl Session {
     }
 
     fn fragment(&mut self, cx: &Context<'_>, now: Tick, frame: &FrameRef<'_>) -> Result<(), WireError> {
-        let limit = self.shard.terms.message_bytes_max as usize + PREFIX_LEN;
+        let (terms, all) = (&self.shard.terms, &self.shard.directory.parts_bytes);
+        let limit = terms.message_bytes_max as usize + PREFIX_LEN;
         let assembler = self.assembler.get_or_insert_with(|| Box::new(Assembler::new(limit)));
-        let whole = match assembler.push(*frame) {
+        let held = assembler.bytes();
+        let room = held + terms.parts_bytes_max.saturating_sub(all.load(Ordering::Relaxed));
+        assembler.set_message_bytes_max(limit.min(room));
+        let pushed = assembler.push(*frame);
+        all.fetch_add(assembler.bytes(), Ordering::Relaxed);
+        all.fetch_sub(held, Ordering::Relaxed);
+        let whole = match pushed {
             Ok(Some(whole)) => whole,
             Ok(None) => return Ok(()),
+            Err((id, e)) if room < limit && e.code == Code::MessageTooLarge as u16 => {
+                let text = "messages that have not arrived whole fill the memory for them";
+                self.answer_error(id, &WireError::new(Code::Overloaded, text).retry_after(100));
+                return Ok(());
+            }
             Err((id, e)) => {
                 self.answer_error(id, &e);
                 return Ok(());

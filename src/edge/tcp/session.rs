@@ -80,10 +80,17 @@ impl Future for Session {
         let wish = this.peer.wish.load(Ordering::Acquire);
         assert!(wish != Wish::Panic as u32, "injected fault");
         this.closing |= wish == Wish::Close as u32;
+        let abort = wish == Wish::Abort as u32;
         for _ in 0..ROUNDS {
             let Ok(wrote) = this.write(cx) else { return Poll::Ready(()) };
-            if this.closing {
+            if abort || this.closing && this.peer.outbox.is_empty() {
                 return Poll::Ready(());
+            }
+            if this.closing {
+                if wrote {
+                    continue;
+                }
+                return Poll::Pending;
             }
             this.unblock(cx);
             let may_read = this.blocked.is_empty() && !this.peer.outbox.is_clogged();
@@ -103,6 +110,8 @@ impl Future for Session {
 impl Drop for Session {
     /// However the session ends, a panic included: its leases go back, its subscriptions end, its name is free.
     fn drop(&mut self) {
+        let parts = self.assembler.as_ref().map_or(0, |a| a.bytes());
+        self.shard.directory.parts_bytes.fetch_sub(parts, Ordering::Relaxed);
         self.shard.dispatcher.closed(self.peer.session);
         for hub in &self.shard.hubs {
             hub.closed(self.peer.session);

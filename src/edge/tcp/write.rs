@@ -24,7 +24,9 @@ impl Session {
             };
             wrote += n;
             self.advance(n);
-            self.peer.outbox.written(n);
+            if self.peer.outbox.written(n) {
+                self.shard.dispatcher.has_read(self.peer.session);
+            }
         }
         if self.out.is_empty() && self.out.capacity() > SLICES_MAX {
             self.out = std::collections::VecDeque::new();

@@ -35,6 +35,8 @@ use crate::{ClientBuilder, Error};
 
 /// Messages taken from one channel in one round.
 const ROUND: usize = 512;
+/// Servers that are kept in mind.
+const SERVERS_MAX: usize = 16;
 /// Time for the last frames and the goodbye to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -225,8 +227,16 @@ impl Driver {
             && self.state.owes_nothing(self.orphaned)
     }
 
+    /// Tries until a server answers, the client is closed, or it has been without a server for too long.
     async fn reconnect(&mut self, lost: &Error) -> Result<Link, Error> {
         tracing::info!(%lost, "connection lost; connecting again");
+        let last_heard = self.state.last_heard;
+        let Some(outage_max) = self.settings.outage_max else { return self.try_servers(lost).await };
+        let left = outage_max.saturating_sub(last_heard.elapsed());
+        tokio::time::timeout(left, self.try_servers(lost)).await.unwrap_or_else(|_| Err(lost.clone()))
+    }
+
+    async fn try_servers(&mut self, lost: &Error) -> Result<Link, Error> {
         let (mut pause, longest) = self.settings.backoff;
         for failures in 0_u32.. {
             self.shared.set_status(Status::Reconnecting { failures });
@@ -240,11 +250,7 @@ impl Driver {
                     () = self.shared.closing.notified() => continue,
                 }
             }
-            for server in std::mem::take(&mut self.state.other_servers) {
-                if !self.servers.contains(&server) && self.servers.len() < 16 {
-                    self.servers.insert((self.at + 1).min(self.servers.len()), server);
-                }
-            }
+            self.learn_servers();
             for _ in 0..self.servers.len() {
                 self.at = (self.at + 1) % self.servers.len();
                 let server = self.servers[self.at].clone();
@@ -264,6 +270,15 @@ impl Driver {
             }
         }
         unreachable!("the loop above has no end")
+    }
+
+    /// Takes up the servers that a draining one has named; they come next.
+    fn learn_servers(&mut self) {
+        for server in std::mem::take(&mut self.state.other_servers) {
+            if !self.servers.contains(&server) && self.servers.len() < SERVERS_MAX {
+                self.servers.insert((self.at + 1).min(self.servers.len()), server);
+            }
+        }
     }
 
     /// Fails everything that is left. The senders' side sees closed channels from here on.

@@ -50,7 +50,7 @@ pub(super) struct State {
     silence_max: Option<Duration>,
     heartbeat: Duration,
     dead: Duration,
-    last_heard: Instant,
+    pub(super) last_heard: Instant,
     /// Place in the outgoing stream at the last tick: who has sent since needs no ping.
     place_at_tick: u64,
     next_ping: Instant,

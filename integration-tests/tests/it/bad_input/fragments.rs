@@ -57,7 +57,8 @@ fn a_task_larger_than_a_frame_goes_round() {
         let id = client.accepted(5).expect("accepted").tasks[0];
         let task = client.one(consumer);
         assert!(task.lease.task == id && task.payload == body);
-        let lease = [&id.0.to_le_bytes()[..], &task.lease.attempt.to_le_bytes(), &task.lease.epoch.to_le_bytes()];
+        let lease =
+            [&id.0.to_le_bytes()[..], &task.lease.attempt.to_le_bytes(), &task.lease.epoch.to_le_bytes()];
         let item = [&lease.concat()[..], &(body.len() as u32).to_le_bytes(), &body].concat();
         send_in_parts(&mut client, 9, &frame(Op::Complete, 0, 6, 1, &[], &item));
         assert_eq!(client.answer(6).expect("settled").view().prefix.count, 1);

@@ -32,7 +32,10 @@ fn stale_lease() {
             last = client.one(consumer);
         }
         let outcome = client.results(1).remove(0);
-        assert_eq!((outcome.task, outcome.state, &outcome.payload[..]), (id, TaskState::Completed, &b"in time"[..]));
+        assert_eq!(
+            (outcome.task, outcome.state, &outcome.payload[..]),
+            (id, TaskState::Completed, &b"in time"[..])
+        );
     });
 }
 
@@ -126,12 +129,21 @@ fn numbers_that_are_open_or_not() {
     beside_a_bystander("", |server| {
         let mut client = server.client();
         let (consumer, sub) = (client.work("q", 1), client.subscribe("s", None));
-        let work = messages::encode(&Work { queue: "q".into(), credit_tasks: 1, credit_bytes: 1, labels: vec![] });
+        let work =
+            messages::encode(&Work { queue: "q".into(), credit_tasks: 1, credit_bytes: 1, labels: vec![] });
         client.send(Op::Work, 0, consumer, 0, &work, &[]);
-        assert_error(&client.answer(consumer).expect_err("refused"), Code::DuplicateConsumer, &consumer.to_string());
+        assert_error(
+            &client.answer(consumer).expect_err("refused"),
+            Code::DuplicateConsumer,
+            &consumer.to_string(),
+        );
         let subscribe = messages::encode(&Subscribe { subject: "t".into(), group: None });
         client.send(Op::Subscribe, 0, sub, 0, &subscribe, &[]);
-        assert_error(&client.answer(sub).expect_err("refused"), Code::DuplicateSubscription, &sub.to_string());
+        assert_error(
+            &client.answer(sub).expect_err("refused"),
+            Code::DuplicateSubscription,
+            &sub.to_string(),
+        );
         client.send(Op::StopWork, 0, 999, 0, &[], &[]);
         assert_error(&client.answer(999).expect_err("refused"), Code::UnknownConsumer, "999");
         client.credit(999, 1);
@@ -151,10 +163,26 @@ fn options_out_of_range() {
     beside_a_bystander("", |server| {
         let mut client = server.client();
         let bad = [
-            (TaskOptions { max_attempts: Some(0), ..TaskOptions::default() }, Code::InvalidOptions, "max_attempts = 0"),
-            (TaskOptions { max_attempts: Some(1001), ..TaskOptions::default() }, Code::InvalidOptions, "1001"),
-            (TaskOptions { delay_ms: Some(u32::MAX), ..TaskOptions::default() }, Code::InvalidOptions, "delay_ms"),
-            (TaskOptions { labels: vec!["a b".into()], ..TaskOptions::default() }, Code::InvalidLabel, "\"a b\""),
+            (
+                TaskOptions { max_attempts: Some(0), ..TaskOptions::default() },
+                Code::InvalidOptions,
+                "max_attempts = 0",
+            ),
+            (
+                TaskOptions { max_attempts: Some(1001), ..TaskOptions::default() },
+                Code::InvalidOptions,
+                "1001",
+            ),
+            (
+                TaskOptions { delay_ms: Some(u32::MAX), ..TaskOptions::default() },
+                Code::InvalidOptions,
+                "delay_ms",
+            ),
+            (
+                TaskOptions { labels: vec!["a b".into()], ..TaskOptions::default() },
+                Code::InvalidLabel,
+                "\"a b\"",
+            ),
         ];
         for (options, code, names) in bad {
             assert_error(&client.try_submit("q", &[b"x"], &options).expect_err("refused"), code, names);

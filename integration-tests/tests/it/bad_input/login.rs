@@ -9,7 +9,9 @@ use hive_proto::{Code, Op};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::beside_a_bystander;
-use crate::harness::{Bystander, Client, PATIENCE, Seen, Server, Wire, assert_error, eventually, frame, hello};
+use crate::harness::{
+    Bystander, Client, PATIENCE, Seen, Server, Wire, assert_error, eventually, frame, hello,
+};
 
 /// Connections that are opened and left.
 const HALF_OPEN: usize = 10_000;

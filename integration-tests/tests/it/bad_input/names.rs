@@ -49,7 +49,11 @@ fn unknown_queue() {
         assert_error(&e, Code::UnknownQueue, "\"made-up\"");
         assert!(e.text.contains("queues_auto_create"));
         refused(&mut client, Op::Work, &work("made-up"), &[], Code::UnknownQueue, "\"made-up\"");
-        assert_error(&client.list_dead("made-up", 1).expect_err("refused"), Code::UnknownQueue, "\"made-up\"");
+        assert_error(
+            &client.list_dead("made-up", 1).expect_err("refused"),
+            Code::UnknownQueue,
+            "\"made-up\"",
+        );
         client.submit("declared", &[b"x"]);
         assert_eq!(server.status()["queues"].as_array().expect("queues").len(), 3);
     });
@@ -124,6 +128,10 @@ fn unknown_agent() {
     beside_a_bystander("", |server| {
         let mut client = server.client();
         assert_error(&client.direct("nobody", b"x").expect_err("refused"), Code::UnknownAgent, "\"nobody\"");
-        assert_error(&client.direct("no body", b"x").expect_err("refused"), Code::InvalidAgentId, "\"no body\"");
+        assert_error(
+            &client.direct("no body", b"x").expect_err("refused"),
+            Code::InvalidAgentId,
+            "\"no body\"",
+        );
     });
 }

@@ -5,7 +5,9 @@ use hive_proto::messages::{self, Hello, Work};
 use hive_proto::{Code, Flags, Op, PREFIX_LEN};
 
 use super::beside_a_bystander;
-use crate::harness::{Client, PATIENCE, Seen, Server, Wire, assert_error, eventually, frame, hello, payloads};
+use crate::harness::{
+    Client, PATIENCE, Seen, Server, Wire, assert_error, eventually, frame, hello, payloads,
+};
 
 /// A submit of one task, its outcome not asked for.
 fn submit(queue: &str, payload: &[u8]) -> Vec<u8> {
@@ -71,7 +73,12 @@ fn unknown_version() {
         refused_at_once(server, &[&MAGIC[..], &hello(&future)].concat(), Code::UnsupportedVersion, "0x0200");
         let past = Hello { min: 0, max: 0x00ff, ..Client::hello(server, "", &[]) };
         refused_at_once(server, &[&MAGIC[..], &hello(&past)].concat(), Code::UnsupportedVersion, "0x00ff");
-        refused_for_good(server, &with_bytes(submit("q", b"x"), 4, &[2]), Code::UnsupportedVersion, "version 2");
+        refused_for_good(
+            server,
+            &with_bytes(submit("q", b"x"), 4, &[2]),
+            Code::UnsupportedVersion,
+            "version 2",
+        );
         let wide = Hello { min: 0x0100, max: 0x0300, ..Client::hello(server, "", &[]) };
         let mut wire = Wire::connect(server.addr);
         wire.send(&[&MAGIC[..], &hello(&wide)].concat());
@@ -109,7 +116,12 @@ fn length_bombs_before_login() {
         refused_at_once(server, &first(&nested), Code::MalformedHeader, "Hello");
         // A map of one field, `labels`, an array of four billion.
         let array = [b"\x81\xa6labels\xdd".as_slice(), &[0xff; 4]].concat();
-        refused_at_once(server, &first(&frame(Op::Hello, 0, 1, 0, &array, &[])), Code::MalformedHeader, "Hello");
+        refused_at_once(
+            server,
+            &first(&frame(Op::Hello, 0, 1, 0, &array, &[])),
+            Code::MalformedHeader,
+            "Hello",
+        );
         let other = frame(Op::Submit, 0, 1, 0, b"q", &[]);
         refused_at_once(server, &first(&other), Code::LoginRequired, "Hello");
     });
@@ -136,7 +148,13 @@ fn length_bombs_after_login() {
         let array = [&fields[..], b"\xa6labels\xdd", &[0xff; 4]].concat();
         refused_alone(&mut client, &frame(Op::Work, 0, 8, 0, &array, &[]), 8, Code::MalformedHeader, "Work");
         let deep = [&5_u32.to_le_bytes()[..], &1000_u16.to_le_bytes(), &[0x91; 1000], b"hello"].concat();
-        refused_alone(&mut client, &frame(Op::Submit, 0, 8, 1, b"q", &deep), 8, Code::InvalidOptions, "TaskOptions");
+        refused_alone(
+            &mut client,
+            &frame(Op::Submit, 0, 8, 1, b"q", &deep),
+            8,
+            Code::InvalidOptions,
+            "TaskOptions",
+        );
         let short = frame(Op::Wait, 0, 8, 0, &[0], &[]);
         refused_alone(&mut client, &short, 8, Code::MalformedHeader, "Wait");
         let traced = frame(Op::Publish, Flags::TRACE, 8, 0, b"short", &[]);
@@ -158,7 +176,9 @@ fn truncated_frames() {
             let mut answers = 0;
             loop {
                 match wire.see(PATIENCE) {
-                    Seen::Frame(f) => assert_eq!((f.view().op(), answers), (Ok(Op::Welcome), 0), "cut at {cut}"),
+                    Seen::Frame(f) => {
+                        assert_eq!((f.view().op(), answers), (Ok(Op::Welcome), 0), "cut at {cut}");
+                    }
                     Seen::End => break,
                     Seen::Silence => panic!("cut at {cut}: the connection goes on"),
                 }
@@ -190,7 +210,8 @@ fn one_byte_at_a_time() {
         let first = client.accepted(7).expect("accepted").tasks[0];
         let task = client.one(3);
         assert_eq!((task.lease.task, &task.payload[..]), (first, &b"crumbs"[..]));
-        let lease = [&first.0.to_le_bytes()[..], &task.lease.attempt.to_le_bytes(), &task.lease.epoch.to_le_bytes()];
+        let lease =
+            [&first.0.to_le_bytes()[..], &task.lease.attempt.to_le_bytes(), &task.lease.epoch.to_le_bytes()];
         let item = [&lease.concat()[..], &2_u32.to_le_bytes(), b"ok"].concat();
         trickle(&mut client.wire, &frame(Op::Complete, 0, 9, 1, &[], &item));
         assert_eq!(client.answer(9).expect("settled").view().prefix.count, 1);
@@ -203,7 +224,9 @@ fn everything_in_one_write() {
     let server = Server::start();
     let mut wire = Wire::connect(server.addr);
     wire.alive = false; // a pong would push the rest along
-    wire.send(&[login(&server), submit("q", b"x"), submit("q", b"y"), submit("q", b"cut")[..9].to_vec()].concat());
+    wire.send(
+        &[login(&server), submit("q", b"x"), submit("q", b"y"), submit("q", b"cut")[..9].to_vec()].concat(),
+    );
     let mut client = Client::welcomed(wire).expect("welcome");
     client.accepted(7).expect("the first");
     client.accepted(7).expect("the second");
@@ -230,7 +253,10 @@ fn garbage_after_login() {
             server.queue_has("held", "waiting", if seed < 5 { 10 } else { 0 });
         }
         let outcomes = other.results_of(&kept);
-        assert!(outcomes.iter().all(|o| o.payload == b"the worker's connection ended" && o.attempt == 5), "{outcomes:?}");
+        assert!(
+            outcomes.iter().all(|o| o.payload == b"the worker's connection ended" && o.attempt == 5),
+            "{outcomes:?}"
+        );
     });
 }
 

@@ -72,7 +72,14 @@ impl Client {
     }
 
     /// Sends a frame and takes its answer.
-    pub(crate) fn call(&mut self, op: Op, flags: u16, count: u16, header: &[u8], payload: &[u8]) -> Result<Frame, WireError> {
+    pub(crate) fn call(
+        &mut self,
+        op: Op,
+        flags: u16,
+        count: u16,
+        header: &[u8],
+        payload: &[u8],
+    ) -> Result<Frame, WireError> {
         let id = self.ask(op, flags, count, header, payload);
         self.answer(id)
     }
@@ -156,6 +163,15 @@ impl Client {
 
 /// Answers carry the number of their request; what is pushed carries that of a consumer or a subscription.
 fn is_answer(op: u8) -> bool {
-    let pushed = [Op::Assign, Op::Result, Op::Progressed, Op::Revoked, Op::Deliver, Op::Requested, Op::MessagesLost, Op::Pong];
+    let pushed = [
+        Op::Assign,
+        Op::Result,
+        Op::Progressed,
+        Op::Revoked,
+        Op::Deliver,
+        Op::Requested,
+        Op::MessagesLost,
+        Op::Pong,
+    ];
     !pushed.iter().any(|p| *p as u8 == op)
 }

@@ -14,7 +14,7 @@ pub(crate) use bystander::Bystander;
 pub(crate) use client::{Client, hello};
 pub(crate) use hub::Heard;
 pub(crate) use server::{Server, command, free_port, outcome};
-pub(crate) use tasks::{Accepted, Assigned, Outcome, Settled, TaskOptions, payloads};
+pub(crate) use tasks::{Outcome, Settled, TaskOptions, payloads};
 pub(crate) use wire::{Seen, Wire, assert_error, error_of, frame, items};
 
 /// How long a test waits for what must come. Far above what it takes: machines that run tests are busy.

@@ -130,16 +130,12 @@ impl Server {
         self.child.try_wait().expect("own child").is_none()
     }
 
-    /// Most memory that was ever resident, bytes.
-    pub(crate) fn memory_peak(&self) -> u64 {
-        self.memory("VmHWM")
-    }
-
-    /// Memory that is resident, bytes.
+    /// A figure of the process's memory, as Linux names it, bytes.
     pub(crate) fn memory(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("running");
         let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
-        let kib: u64 = line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).expect("a number of KiB");
+        let kib: u64 =
+            line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).expect("a number of KiB");
         kib * 1024
     }
 
@@ -202,7 +198,8 @@ fn ready_line(child: &mut Child, folder: &Path) -> String {
 
 /// Runs a command to its end: exit code and what it said on standard error.
 pub(crate) fn outcome(command: &mut Command) -> (Option<i32>, String) {
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().expect("starts");
+    let mut child =
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).stdin(Stdio::piped()).spawn().expect("starts");
     let began = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().expect("own child") {

@@ -70,7 +70,12 @@ fn refused(frame: &Frame) -> Vec<(u16, Code)> {
 
 impl Client {
     /// Submits watched tasks without waiting for the answer.
-    pub(crate) fn ask_submit<P: AsRef<[u8]>>(&mut self, queue: &str, payloads: &[P], options: &TaskOptions) -> u32 {
+    pub(crate) fn ask_submit<P: AsRef<[u8]>>(
+        &mut self,
+        queue: &str,
+        payloads: &[P],
+        options: &TaskOptions,
+    ) -> u32 {
         let ext = if *options == TaskOptions::default() { Vec::new() } else { messages::encode(options) };
         let (count, payload) = packed(payloads.iter().map(|p| Submit { ext: &ext, payload: p.as_ref() }));
         self.ask(Op::Submit, Flags::WATCH, count, queue.as_bytes(), &payload)
@@ -120,7 +125,13 @@ impl Client {
         self.work_as(queue, credit, BYTES, &[]).unwrap_or_else(|e| panic!("work: {e}"))
     }
 
-    pub(crate) fn work_as(&mut self, queue: &str, tasks: u32, bytes: u64, labels: &[&str]) -> Result<u32, WireError> {
+    pub(crate) fn work_as(
+        &mut self,
+        queue: &str,
+        tasks: u32,
+        bytes: u64,
+        labels: &[&str],
+    ) -> Result<u32, WireError> {
         let labels = labels.iter().map(ToString::to_string).collect();
         let work = Work { queue: queue.into(), credit_tasks: tasks, credit_bytes: bytes, labels };
         let answer = self.call(Op::Work, 0, 0, &messages::encode(&work), &[])?;
@@ -239,13 +250,19 @@ impl Client {
     /// Pushed outcomes until all of `tasks` have theirs, in the order of `tasks`.
     pub(crate) fn results_of(&mut self, tasks: &[TaskId]) -> Vec<Outcome> {
         let mut all = self.results(tasks.len());
-        let place = |t: TaskId| tasks.iter().position(|x| *x == t).unwrap_or_else(|| panic!("{t} was not submitted"));
+        let place =
+            |t: TaskId| tasks.iter().position(|x| *x == t).unwrap_or_else(|| panic!("{t} was not submitted"));
         all.sort_by_key(|o| place(o.task));
         all
     }
 }
 
 fn outcomes(frame: &Frame) -> Vec<Outcome> {
-    let owned = |t: Task<'_>| Outcome { task: t.task, state: t.state, attempt: t.attempt, payload: t.payload.to_vec() };
+    let owned = |t: Task<'_>| Outcome {
+        task: t.task,
+        state: t.state,
+        attempt: t.attempt,
+        payload: t.payload.to_vec(),
+    };
     items_of(frame).into_iter().map(owned).collect()
 }

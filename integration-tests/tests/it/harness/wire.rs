@@ -87,8 +87,12 @@ impl Wire {
                     self.at = 0;
                     self.buf.extend_from_slice(&chunk[..n]);
                 }
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Seen::Silence,
-                Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => return Seen::End,
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    return Seen::Silence;
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                    return Seen::End;
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => panic!("connection: {e}"),
             }

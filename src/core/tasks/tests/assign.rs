@@ -288,3 +288,19 @@ fn lease_timers_do_not_pile_up() {
     }
     assert!(room.board.timers.leases.len() <= 1_025);
 }
+
+#[test]
+fn who_does_not_read_gets_no_more_until_it_has_read() {
+    let mut room = Room::new();
+    let tasks = room.submit(ALICE, "q", &["a", "b", "c", "d", "e"]);
+    room.log.1 = Some(BOB);
+    open(&mut room, BOB, 1, &[]);
+    open(&mut room, BOB, 2, &[]);
+    assert_eq!(shares(&mut room), [(1, "a".into()), (2, "b".into())]);
+    assert_eq!(room.state(tasks[2]), TaskState::Waiting);
+    room.log.1 = None;
+    assert_eq!(shares(&mut room), []);
+    room.board.resume(BOB);
+    assert_eq!(shares(&mut room), [(1, "cd".into()), (2, "e".into())]);
+    room.board.resume(CAROL);
+}

@@ -25,7 +25,7 @@ impl Board {
             let credit = c.leases.len < c.credit_tasks as usize && c.held_bytes < c.credit_bytes;
             let fitting = c.lanes.iter().any(|l| self.lanes[*l as usize].tasks.len > 0);
             assert!(
-                c.closed || !credit || !fitting,
+                c.closed || c.paused || !credit || !fitting,
                 "consumer {} of {:?} waits beside a task",
                 c.id,
                 c.session
