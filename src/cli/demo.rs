@@ -11,7 +11,7 @@ use std::{fs, io};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hive_client::{Certainty, Client, Error, Outcome, Status, TaskState};
+use hive_client::{Client, Error, Outcome, Status, TaskState};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -21,6 +21,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::analyse::{Analysis, hex};
 use super::demo_worker::Finding;
 use super::failure::Failure;
+use super::patience::Patience;
 use super::status::{bytes, table};
 use super::target::{Reach, Target};
 use super::{output, target};
@@ -29,8 +30,6 @@ use super::{output, target};
 const WINDOW: usize = 8192;
 /// Time for a server of our own to be ready, and to go.
 const START: Duration = Duration::from_secs(10);
-/// How long a server may refuse a task for want of room.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Options of `hive demo`.
 #[derive(Debug, clap::Args)]
@@ -278,21 +277,14 @@ async fn analyse_all(
 
 /// Has one file analysed; again if the server lost the task, the connection broke, or there was no room. Twice does no harm.
 async fn one(client: &Client, queue: &str, path: &Bytes) -> Result<Outcome, Error> {
-    let end = Instant::now() + PATIENCE;
+    let patience = Patience::new();
     loop {
         match client.submit(queue, path.clone()).send().await {
             Ok(handle) => match handle.outcome().await? {
                 o if o.state == TaskState::Lost => {}
                 o => return Ok(o),
             },
-            Err(e)
-                if e.outcome() == Certainty::NotDone
-                    && e.retryable()
-                    && !e.is_connection()
-                    && Instant::now() < end =>
-            {
-                tokio::time::sleep(e.retry_after().unwrap_or(Duration::from_millis(50))).await;
-            }
+            Err(e) if patience.waits(&e).await => {}
             // A client that has given up says `Closed`, or the same again at once; then it is over.
             Err(Error::Disconnected { .. }) if !matches!(client.status(), Status::Closed(_)) => {}
             Err(e) => return Err(e),

@@ -10,6 +10,7 @@ mod failure;
 mod http;
 mod messages;
 mod output;
+mod patience;
 mod start;
 mod status;
 mod stop;

@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::stream::{FuturesOrdered, FuturesUnordered, StreamExt as _};
-use hive_client::{Certainty, Client, Error, Outcome, TaskHandle, TaskState};
+use hive_client::{Client, Error, Outcome, TaskHandle, TaskState};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
 use super::output;
+use super::patience::Patience;
 use super::target::{Reach, Target};
 
 /// Submissions under way at once: enough to fill the server's frames.
@@ -24,8 +25,6 @@ const OUTCOMES: usize = 65_536;
 const OUT: usize = 32 * 1024;
 /// Lines that are read ahead.
 const READ_AHEAD: usize = 4096;
-/// How long a server may refuse everything for want of room.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Options of `hive submit`.
 #[derive(Debug, clap::Args)]
@@ -263,7 +262,7 @@ impl Run<'_> {
 /// Submits one task; where the server has no room, again and again for a while.
 async fn submit(client: &Client, a: &Args, payload: Vec<u8>) -> Result<TaskHandle, Error> {
     let payload = bytes::Bytes::from(payload);
-    let end = Instant::now() + PATIENCE;
+    let patience = Patience::new();
     loop {
         let mut builder = client.submit(&a.queue, payload.clone()).labels(&a.labels);
         if let Some(n) = a.max_attempts {
@@ -276,12 +275,7 @@ async fn submit(client: &Client, a: &Args, payload: Vec<u8>) -> Result<TaskHandl
             builder = builder.detached();
         }
         match builder.send().await {
-            Err(e @ Error::Refused(_))
-                if e.retryable() && e.outcome() == Certainty::NotDone && Instant::now() < end =>
-            {
-                let pause = e.retry_after().unwrap_or(Duration::from_millis(100));
-                tokio::time::sleep(pause.clamp(Duration::from_millis(10), Duration::from_secs(1))).await;
-            }
+            Err(e) if patience.waits(&e).await => {}
             done => return done,
         }
     }

@@ -67,6 +67,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) closing: Notify,
     close: AtomicBool,
+    drain: AtomicBool,
     generation: AtomicU64,
     credit_tasks: AtomicU32,
     credit_bytes: AtomicU64,
@@ -77,6 +78,10 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn is_closing(&self) -> bool {
         self.close.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.load(Ordering::Acquire)
     }
 
     /// Changes with every connection made or lost.
@@ -212,6 +217,7 @@ impl Client {
             budget: Budget::new(settings.buffer_bytes),
             closing: Notify::new(),
             close: AtomicBool::new(false),
+            drain: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             credit_tasks: AtomicU32::new(1),
             credit_bytes: AtomicU64::new(0),
@@ -240,11 +246,7 @@ impl Client {
     /// # Errors
     /// Why the connection ended, if not by this call.
     pub async fn drain(&self) -> Result<(), Error> {
-        let mut status = self.watch_status();
-        if self.inner.command(Command::Drain).await.is_ok() {
-            // The driver sets its last status before it goes.
-            let _ = status.wait_for(|s| matches!(s, Status::Closed(_))).await;
-        }
+        self.end(&self.inner.shared.drain).await;
         match self.inner.closed() {
             Error::Closed => Ok(()),
             e => Err(e),
@@ -253,9 +255,14 @@ impl Client {
 
     /// Ends now: assignments are given back by the server, calls under way fail.
     pub async fn close(&self) {
+        self.end(&self.inner.shared.close).await;
+    }
+
+    async fn end(&self, how: &AtomicBool) {
         let mut status = self.watch_status();
-        self.inner.shared.close.store(true, Ordering::Release);
+        how.store(true, Ordering::Release);
         self.inner.shared.closing.notify_one();
+        // The driver sets its last status before it goes.
         let _ = status.wait_for(|s| matches!(s, Status::Closed(_))).await;
     }
 }

@@ -83,8 +83,6 @@ pub(crate) enum Command {
         task: TaskId,
         to: mpsc::Sender<Progress>,
     },
-    /// Finish what is held, say goodbye, end.
-    Drain,
 }
 
 /// What must reach the driver even from a destructor, so its channel has no bound of its own: each note ends something

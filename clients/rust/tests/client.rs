@@ -537,6 +537,22 @@ async fn draining_finishes_what_is_held_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_worker_can_stop_and_drain_while_there_is_no_server() {
+    let fake = Fake::start().await;
+    let (client, mut conn) = fake.pair().await;
+    let (mut tasks, work) = consumer(&client, &mut conn, 4).await;
+    conn.assign(&work, &[lease(1)], 30_000).await;
+    let held = next(&mut tasks).await.expect("task");
+    drop((conn, fake));
+    assert_eq!(held.revoked().await, Revocation::Disconnected);
+    tasks.stop();
+    assert!(next(&mut tasks).await.is_none() && tasks.failure().is_none());
+    assert_eq!(held.complete("late").await.expect_err("void").code(), Some(Code::StaleLease));
+    let drained = tokio::time::timeout(fake::PATIENCE, client.drain()).await.expect("in time");
+    assert!(drained.expect_err("the reason why it ended").is_connection());
+}
+
+#[tokio::test]
 async fn a_draining_server_is_left_for_another() {
     let (old, new) = (Fake::start().await, Fake::start().await);
     let (client, mut conn) = old.pair().await;

@@ -120,6 +120,8 @@ pub struct Board {
     queues: Vec<Queue>,
     by_name: HashMap<Box<str>, u32, foldhash::fast::FixedState>,
     lanes: Vec<queue::Lane>,
+    /// What the labels of `lanes` take: clients choose them, and they stay.
+    lane_bytes: usize,
     consumers: Vec<Option<Consumer>>,
     free_consumers: Vec<u32>,
     sessions: HashMap<SessionId, SessionState, foldhash::fast::FixedState>,
@@ -158,6 +160,7 @@ impl Board {
             queues: Vec::new(),
             by_name: HashMap::with_hasher(seeded.clone()),
             lanes: Vec::new(),
+            lane_bytes: 0,
             consumers: Vec::new(),
             free_consumers: Vec::new(),
             sessions: HashMap::with_hasher(seeded.clone()),
@@ -184,6 +187,6 @@ impl Board {
     /// Memory held, bytes: chunks and pages, not what clients asked for.
     pub fn memory_bytes(&self) -> usize {
         let arenas = self.payloads.bytes() + self.results.bytes() + self.dead.bytes();
-        arenas + self.table.bytes() + self.timers.bytes() + self.error_bytes
+        arenas + self.table.bytes() + self.timers.bytes() + self.error_bytes + self.lane_bytes
     }
 }

@@ -11,6 +11,10 @@ use super::table::List;
 /// Distinct label sets of one queue.
 pub(crate) const LANES_MAX: usize = 256;
 
+/// What a lane and each of its labels take besides the text, bytes.
+const LANE_BYTES: usize = 128;
+const LABEL_BYTES: usize = 40;
+
 /// How a queue treats its tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -132,6 +136,7 @@ impl Board {
             return Err(WireError::new(Code::TooManyLabels, text));
         }
         let at = self.lanes.len() as u32;
+        self.lane_bytes += LANE_BYTES + wanted.iter().map(|l| l.len() + LABEL_BYTES).sum::<usize>();
         self.lanes.push(Lane { queue, labels: wanted, tasks: List::default(), in_line: 0 });
         self.queues[queue as usize].lanes.push(at);
         for consumer in self.consumers.iter_mut().flatten().filter(|c| c.queue == queue) {

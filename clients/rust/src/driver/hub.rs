@@ -4,7 +4,8 @@ use bytes::Bytes;
 use hive_proto::messages::{self, Subscribe};
 use hive_proto::{FrameRef, Op};
 
-use super::state::{Awaiting, State, share};
+use super::parts::share;
+use super::state::{Awaiting, State};
 use crate::Error;
 use crate::command::Reply;
 use crate::inbox::InboxSender;
@@ -97,7 +98,7 @@ impl State {
     }
 
     pub(super) fn close_subscription(&mut self, id: u32) {
-        if self.subscriptions.remove(&id).is_some() {
+        if self.subscriptions.remove(&id).is_some() && self.online {
             self.ask(id, Op::Unsubscribe, 0, &[], (0, &[]), Awaiting::Nothing);
         }
     }

@@ -10,7 +10,8 @@ use hive_proto::messages::{self, Work};
 use hive_proto::{Code, FrameRef, Lease, Op};
 use tokio::sync::mpsc;
 
-use super::state::{Awaiting, Refusals, State, share, whole};
+use super::parts::{Refusals, share, whole};
+use super::state::{Awaiting, State};
 use crate::Error;
 use crate::command::{How, Reply, Settle};
 use crate::worker::{AssignBatch, ConsumerShared, Revocation};
@@ -120,7 +121,10 @@ impl State {
     /// Takes no more for a consumer. It stays known while it holds leases.
     pub(super) fn stop_consumer(&mut self, id: u32) {
         let Some(c) = self.consumers.get_mut(&id) else { return };
-        if c.batches.take().is_some() {
+        let was_open = c.batches.take().is_some();
+        if !self.online {
+            self.consumers.remove(&id);
+        } else if was_open {
             self.ask(id, Op::StopWork, 0, &[], (0, &[]), Awaiting::Nothing);
         }
     }

@@ -13,6 +13,7 @@
 mod hub;
 mod leases;
 mod link;
+mod parts;
 mod state;
 mod submits;
 mod watches;
@@ -134,6 +135,9 @@ impl Driver {
     async fn serve(&mut self, link: &mut Link) -> End {
         loop {
             self.gather();
+            if self.shared.is_draining() {
+                self.state.leave();
+            }
             if let Err(e) = link.write(&mut self.state.wire) {
                 return End::Lost(lost(&e));
             }
@@ -164,7 +168,7 @@ impl Driver {
                     Some(c) => self.state.on_command(c),
                     None => self.orphaned = true,
                 },
-                s = self.channels.submits.recv(), if room && self.stalled.is_none() && self.state.may_submit() => self.stalled = s,
+                s = self.channels.submits.recv(), if room && self.stalled.is_none() && self.state.may_submit(self.servers.len()) => self.stalled = s,
                 n = self.channels.notes.recv(), if room => {
                     if let Some(n) = n { self.state.on_note(n); }
                 }
@@ -189,7 +193,7 @@ impl Driver {
             let Ok(command) = self.channels.commands.try_recv() else { break };
             self.state.on_command(command);
         }
-        if self.state.may_submit() {
+        if self.state.may_submit(self.servers.len()) {
             for _ in 0..ROUND {
                 let Some(s) = self.stalled.take().or_else(|| self.channels.submits.try_recv().ok()) else {
                     break;
@@ -240,23 +244,21 @@ impl Driver {
         let (mut pause, longest) = self.settings.backoff;
         for failures in 0_u32.. {
             self.shared.set_status(Status::Reconnecting { failures });
-            if self.shared.is_closing() || self.state.leaving || self.channels.commands.is_closed() {
+            if self.shared.is_closing() || self.shared.is_draining() || self.channels.commands.is_closed() {
                 return Err(lost.clone());
             }
             // The first round starts at the next server, without a pause where there is one.
             if failures > 0 || self.servers.len() == 1 {
-                tokio::select! {
-                    () = tokio::time::sleep(jitter(pause)) => pause = (pause * 2).min(longest),
-                    () = self.shared.closing.notified() => continue,
-                }
+                self.offline(async |_| tokio::time::sleep(jitter(pause)).await).await;
+                pause = (pause * 2).min(longest);
             }
             self.learn_servers();
             for _ in 0..self.servers.len() {
                 self.at = (self.at + 1) % self.servers.len();
                 let server = self.servers[self.at].clone();
-                let opened = tokio::select! {
-                    opened = Link::open(&server, &self.settings) => opened,
-                    () = self.shared.closing.notified() => break,
+                let Some(opened) = self.offline(async |settings| Link::open(&server, settings).await).await
+                else {
+                    break;
                 };
                 match opened {
                     Ok((_, welcome)) if welcome.draining => {}
@@ -270,6 +272,19 @@ impl Driver {
             }
         }
         unreachable!("the loop above has no end")
+    }
+
+    /// Does something while there is no connection; `None` if the client is closed meanwhile. What ends is ended, what is
+    /// to be sent waits.
+    async fn offline<T>(&mut self, work: impl AsyncFnOnce(&ClientBuilder) -> T) -> Option<T> {
+        let mut work = std::pin::pin!(work(&self.settings));
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                note = self.channels.notes.recv() => self.state.on_note(note?),
+                () = self.shared.closing.notified() => return None,
+            }
+        }
     }
 
     /// Takes up the servers that a draining one has named; they come next.
@@ -302,7 +317,7 @@ fn lost(e: &std::io::Error) -> Error {
 
 /// The refused items of a `Settled` frame, by index.
 pub(crate) fn refused(frame: &Frame) -> Result<HashMap<u16, Error>, Error> {
-    Ok(state::refusals(&frame.view())?.iter().map(|(i, r)| (*i, state::refusal(r))).collect())
+    Ok(parts::refusals(&frame.view())?.iter().map(|(i, r)| (*i, parts::refusal(r))).collect())
 }
 
 /// Half of `pause`, and a random part of the other half: clients that lost one server do not come back in step.

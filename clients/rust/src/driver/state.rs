@@ -7,12 +7,12 @@ use bytes::Bytes;
 use foldhash::HashMap;
 use hive_proto::codec::{Frame, Frames};
 use hive_proto::fragment::Assembler;
-use hive_proto::items::Refused;
 use hive_proto::messages::{self, Drain, TasksLost, Welcome};
-use hive_proto::{Code, FrameRef, Lease, Op, TaskId, WireError};
+use hive_proto::{FrameRef, Lease, Op, TaskId, WireError};
 
 use super::hub::{DeliveryRun, OpenSubscription};
 use super::leases::{Held, OpenConsumer, SettleGroup};
+use super::parts::{refusals, settled, share, whole};
 use super::submits::{Credit, SubmitGroup, SubmitReply};
 use super::watches::Watches;
 use super::wire::Wire;
@@ -33,6 +33,7 @@ pub(super) struct State {
     pub(super) wire: Wire,
     pub(super) generation: u64,
     pub(super) epoch: u32,
+    pub(super) online: bool,
     next_id: u32,
     pending: HashMap<u32, Pending>,
     pub(super) credit: Credit,
@@ -102,6 +103,7 @@ impl State {
             wire: Wire::new(0, 0),
             generation: 0,
             epoch: 0,
+            online: false,
             next_id: 0,
             pending: HashMap::default(),
             credit: Credit::default(),
@@ -139,7 +141,7 @@ impl State {
         self.wire = Wire::new(w.frame_bytes_max, w.message_bytes_max);
         self.assembler = Assembler::new(ASSEMBLY_SLACK + w.message_bytes_max as usize);
         self.generation = self.shared.next_generation();
-        self.epoch = w.epoch;
+        (self.epoch, self.online) = (w.epoch, true);
         self.credit = Credit::new(w.credit_tasks, w.credit_bytes);
         self.shared.set_limits(&w);
         self.dead = Duration::from_millis(w.dead_ms.max(50).into());
@@ -162,6 +164,7 @@ impl State {
 
     /// The connection is gone: unanswered requests fail, leases are void.
     pub(super) fn disconnected(&mut self, reason: &Error) {
+        self.online = false;
         let pending: Vec<_> = self.pending.drain().map(|(_, p)| p).collect();
         for p in pending {
             if matches!(p.what, Awaiting::Consumer(_) | Awaiting::Subscription(_)) {
@@ -197,20 +200,32 @@ impl State {
         let _ = self.wire.frame(Op::Goodbye, 0, 0, 0, &[], &[]);
     }
 
+    /// Takes no more tasks; what is held is still settled.
+    pub(super) fn leave(&mut self) {
+        if !self.leaving {
+            self.leaving = true;
+            self.stop_consumers();
+        }
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.wire.has_room() && self.pending.len() < PENDING_MAX
     }
 
     /// Whether submissions may go out: a draining server would refuse what another may take.
-    pub(super) fn may_submit(&self) -> bool {
-        self.draining.is_none() || !self.reconnect
+    pub(super) fn may_submit(&self, servers: usize) -> bool {
+        self.draining.is_none() || !self.has_choice(servers)
     }
 
     /// Whether the server asked to leave, there is another to go to, and nothing is owed.
     pub(super) fn may_leave(&self, servers: usize) -> bool {
         let Some(deadline) = self.draining else { return false };
-        let elsewhere = self.reconnect && (servers > 1 || !self.other_servers.is_empty());
-        elsewhere && (self.owes_nothing(false) && self.watches.is_empty() || Instant::now() >= deadline)
+        let done = self.owes_nothing(false) && self.watches.is_empty();
+        self.has_choice(servers) && (done || Instant::now() >= deadline)
+    }
+
+    fn has_choice(&self, servers: usize) -> bool {
+        self.reconnect && (servers > 1 || !self.other_servers.is_empty())
     }
 
     /// Whether no answer is awaited and no assignment held; of the `orphaned` nobody waits for answers.
@@ -273,10 +288,6 @@ impl State {
             }
             Command::AgentMessages(inbox) => self.agent_messages = Some(inbox),
             Command::Progress { task, to } => self.watches.progress_to(task, to),
-            Command::Drain => {
-                self.leaving = true;
-                self.stop_consumers();
-            }
         }
     }
 
@@ -458,47 +469,5 @@ impl State {
             self.next_tick = self.next_tick.min(now + RETRY);
         }
         Ok(())
-    }
-}
-
-/// The bytes of `frame` within `run`, prefix included.
-pub(super) fn whole<'a>(frame: &FrameRef<'_>, run: &'a [u8]) -> &'a [u8] {
-    let start = frame.header.as_ptr() as usize - run.as_ptr() as usize - hive_proto::PREFIX_LEN;
-    &run[start..start + hive_proto::PREFIX_LEN + frame.prefix.length as usize]
-}
-
-/// A part of `run` to keep: copied where it would pin a much larger run.
-pub(super) fn share(run: &Bytes, part: &[u8]) -> Bytes {
-    if part.len() * 4 < run.len() { Bytes::copy_from_slice(part) } else { run.slice_ref(part) }
-}
-
-/// Refused items by index.
-pub(super) type Refusals = HashMap<u16, Refused>;
-
-pub(super) fn refusals(frame: &FrameRef<'_>) -> Result<Refusals, Error> {
-    // The count of the frame is that of the accepted; a refused item has a fixed length.
-    const REFUSED_LEN: usize = 8;
-    let count = u16::try_from(frame.payload.len() / REFUSED_LEN).unwrap_or(u16::MAX);
-    Ok(hive_proto::items::check::<Refused>(frame.payload, count)?.map(|r| (r.index, r)).collect())
-}
-
-/// The error that a refused item stands for.
-pub(super) fn refusal(r: &Refused) -> Error {
-    let known = Code::from_u16(r.code);
-    Error::Refused(WireError {
-        code: r.code,
-        retryable: known.is_some_and(Code::retryable),
-        outcome: hive_proto::Outcome::NotDone,
-        retry_after_ms: (r.retry_after_ms > 0).then_some(r.retry_after_ms),
-        text: known.map_or_else(|| "refused".into(), |c| c.help().to_owned()),
-    })
-}
-
-fn settled(refused: &Refusals, replies: Vec<Option<Reply<()>>>) {
-    for (i, reply) in replies.into_iter().enumerate() {
-        if let Some(reply) = reply {
-            // The caller may have given up.
-            let _ = reply.send(refused.get(&(i as u16)).map_or(Ok(()), |r| Err(refusal(r))));
-        }
     }
 }

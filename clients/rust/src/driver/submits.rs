@@ -7,7 +7,8 @@ use hive_proto::ids::Durability;
 use hive_proto::items::{Item as _, Reader, Submit};
 use hive_proto::{FrameRef, Op, TaskId};
 
-use super::state::{Awaiting, Refusals, State, refusal, refusals};
+use super::parts::{Refusals, refusal, refusals};
+use super::state::{Awaiting, State};
 use crate::Error;
 use crate::command::{Reply, Submission, Submitted, Tasks};
 

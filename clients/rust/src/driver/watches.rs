@@ -11,7 +11,8 @@ use hive_proto::messages::TasksLost;
 use hive_proto::{FrameRef, Op, TaskId, TaskState};
 use tokio::sync::{mpsc, oneshot};
 
-use super::state::{Awaiting, State, share};
+use super::parts::share;
+use super::state::{Awaiting, State};
 use crate::Error;
 use crate::tasks::{Outcome, Progress};
 
