@@ -261,7 +261,8 @@ impl Config {
     }
 
     fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.into(), error })?;
         Self::parse(&text).map_err(|text| ConfigError::Parse { path: path.into(), text })
     }
 
@@ -355,12 +356,16 @@ fn suggest(error: &str) -> String {
     let quoted = |s: &str| s.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     let Some((before, after)) = error.split_once(", expected") else { return error.into() };
     let unknown = quoted(before);
-    let (Some(unknown), true) = (unknown.first(), before.contains("unknown field")) else { return error.into() };
+    let (Some(unknown), true) = (unknown.first(), before.contains("unknown field")) else {
+        return error.into();
+    };
     let known = quoted(after);
     let near = known.iter().map(|k| (strsim::jaro_winkler(k, unknown), k)).max_by(|a, b| a.0.total_cmp(&b.0));
     let origin = after.rsplit_once(" for key").map_or("", |(_, o)| o);
     match near {
-        Some((likeness, key)) if likeness > 0.7 => format!("unknown key `{unknown}`{origin}; did you mean `{key}`?"),
+        Some((likeness, key)) if likeness > 0.7 => {
+            format!("unknown key `{unknown}`{origin}; did you mean `{key}`?")
+        }
         _ => format!("unknown key `{unknown}`{origin}; known are {}", known.join(", ")),
     }
 }
@@ -387,25 +392,32 @@ mod tests {
             "# Configuration reference\n\nGenerated from `src/config.rs`. A file in TOML, given by `hive start --config FILE`; \
              the command line wins over the file. Unknown keys are errors. Sizes are in bytes, times in milliseconds.\n",
         );
-        let section = |out: &mut String, title: &str, schema: &serde_json::Value, defaults: &serde_json::Value| {
-            out.push_str(&format!("\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n"));
-            for (key, field) in schema["properties"].as_object().expect("fields") {
-                if field.get("$ref").is_some() || field["items"].get("$ref").is_some() {
-                    continue;
+        let section =
+            |out: &mut String, title: &str, schema: &serde_json::Value, defaults: &serde_json::Value| {
+                out.push_str(&format!("\n## {title}\n\n| key | default | meaning |\n|---|---|---|\n"));
+                for (key, field) in schema["properties"].as_object().expect("fields") {
+                    if field.get("$ref").is_some() || field["items"].get("$ref").is_some() {
+                        continue;
+                    }
+                    let meaning = field["description"].as_str().unwrap_or_default().replace('\n', " ");
+                    let default = match &defaults[key] {
+                        serde_json::Value::Null => "-".to_owned(),
+                        v => format!("`{v}`"),
+                    };
+                    out.push_str(&format!("| `{key}` | {default} | {meaning} |\n"));
                 }
-                let meaning = field["description"].as_str().unwrap_or_default().replace('\n', " ");
-                let default = match &defaults[key] {
-                    serde_json::Value::Null => "-".to_owned(),
-                    v => format!("`{v}`"),
-                };
-                out.push_str(&format!("| `{key}` | {default} | {meaning} |\n"));
-            }
-        };
+            };
         section(&mut out, "Top level", &schema, &defaults);
-        for (table, name) in [("limits", "Limits"), ("session", "Session"), ("queue_defaults", "QueuePolicy")] {
+        for (table, name) in [("limits", "Limits"), ("session", "Session"), ("queue_defaults", "QueuePolicy")]
+        {
             section(&mut out, &format!("`[{table}]`"), &schema["$defs"][name], &defaults[table]);
         }
-        section(&mut out, "`[[queues]]`, one for each declared queue", &schema["$defs"]["QueueConfig"], &serde_json::Value::Null);
+        section(
+            &mut out,
+            "`[[queues]]`, one for each declared queue",
+            &schema["$defs"]["QueueConfig"],
+            &serde_json::Value::Null,
+        );
         out
     }
 
@@ -445,7 +457,9 @@ mod tests {
 
     #[test]
     fn declared_queues_inherit() {
-        let c = Config::parse("[queue_defaults]\nlease_ms = 5000\n[[queues]]\nname = \"a\"\nattempts_max = 2\n").expect("ok");
+        let c =
+            Config::parse("[queue_defaults]\nlease_ms = 5000\n[[queues]]\nname = \"a\"\nattempts_max = 2\n")
+                .expect("ok");
         let p = Policy { lease_ms: 5000, attempts_max: 2, retry_delay_ms: 1000 };
         assert_eq!(c.queue_policies(), [("a".to_owned(), p)]);
     }

@@ -19,7 +19,9 @@ pub fn cut(buf: &[u8], frame_bytes_max: usize) -> Result<Option<usize>, WireErro
     let Some(prefix) = buf.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
     let prefix = Prefix::read(prefix);
     let length = prefix.length as usize;
-    if prefix.version != VERSION || length > frame_bytes_max || usize::from(prefix.header_len) > length.min(HEADER_BYTES_MAX)
+    if prefix.version != VERSION
+        || length > frame_bytes_max
+        || usize::from(prefix.header_len) > length.min(HEADER_BYTES_MAX)
     {
         return Err(explain(prefix, frame_bytes_max));
     }
@@ -38,7 +40,10 @@ fn explain(p: Prefix, frame_bytes_max: usize) -> WireError {
     if p.length as usize > frame_bytes_max {
         return WireError::new(
             Code::FrameTooLarge,
-            format!("frame of {} bytes; the limit is {frame_bytes_max}: send larger messages as fragments", p.length),
+            format!(
+                "frame of {} bytes; the limit is {frame_bytes_max}: send larger messages as fragments",
+                p.length
+            ),
         );
     }
     WireError::new(

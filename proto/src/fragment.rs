@@ -83,7 +83,9 @@ impl Assembler {
             let text = format!("{STREAMS_MAX} fragmented messages are under way already");
             return Err((id_inside(piece), WireError::new(Code::TooManyFragments, text)));
         }
-        let Stream::Filling(message) = self.streams.entry(stream).or_insert_with(|| Stream::Filling(Vec::new())) else {
+        let Stream::Filling(message) =
+            self.streams.entry(stream).or_insert_with(|| Stream::Filling(Vec::new()))
+        else {
             return Ok(None);
         };
         message.extend_from_slice(piece);
@@ -96,7 +98,10 @@ impl Assembler {
         let limit = self.message_bytes_max.saturating_sub(PREFIX_LEN);
         let whole = cut(message, limit).map_err(|e| {
             let e = if e.code == Code::FrameTooLarge as u16 {
-                WireError::new(Code::MessageTooLarge, format!("message longer than {} bytes", self.message_bytes_max))
+                WireError::new(
+                    Code::MessageTooLarge,
+                    format!("message longer than {} bytes", self.message_bytes_max),
+                )
             } else {
                 e
             };
@@ -113,7 +118,8 @@ impl Assembler {
     fn forget(&mut self, stream: u32) {
         self.streams.remove(&stream);
         // Few and short: the sum is cheaper to trust than a running difference.
-        self.bytes = self.streams.values().map(|s| if let Stream::Filling(m) = s { m.len() } else { 0 }).sum();
+        self.bytes =
+            self.streams.values().map(|s| if let Stream::Filling(m) = s { m.len() } else { 0 }).sum();
     }
 }
 
@@ -169,7 +175,9 @@ mod tests {
         assert_eq!(asm.bytes(), 0);
         let mut small = Vec::new();
         write_frame(&mut small, Op::Ping, 0, 1, 0, &[], b"x");
-        assert!(asm.push(FrameRef::parse(&frames(&small, 1, 100)[0]).expect("whole")).expect("usable").is_some());
+        assert!(
+            asm.push(FrameRef::parse(&frames(&small, 1, 100)[0]).expect("whole")).expect("usable").is_some()
+        );
     }
 
     #[test]
@@ -188,6 +196,9 @@ mod tests {
         let mut asm = Assembler::new(1 << 20);
         let mut p = piece.clone();
         p[6] = Flags::LAST as u8;
-        assert_eq!(asm.push(FrameRef::parse(&p).expect("whole")).expect_err("short").1.code, Code::MalformedFrame as u16);
+        assert_eq!(
+            asm.push(FrameRef::parse(&p).expect("whole")).expect_err("short").1.code,
+            Code::MalformedFrame as u16
+        );
     }
 }

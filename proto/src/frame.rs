@@ -267,11 +267,17 @@ impl<'a> FrameRef<'a> {
     #[inline]
     pub fn op(&self) -> Result<Op, WireError> {
         let op = Op::from_u8(self.prefix.op).ok_or_else(|| {
-            WireError::new(Code::UnknownOp, format!("operation {:#04x} is not known to this version", self.prefix.op))
+            WireError::new(
+                Code::UnknownOp,
+                format!("operation {:#04x} is not known to this version", self.prefix.op),
+            )
         })?;
         let unknown = self.prefix.flags.0 & !op.allowed_flags();
         if unknown != 0 {
-            return Err(WireError::new(Code::BadFlags, format!("flags {unknown:#06x} may not stand on {op:?}")));
+            return Err(WireError::new(
+                Code::BadFlags,
+                format!("flags {unknown:#06x} may not stand on {op:?}"),
+            ));
         }
         Ok(op)
     }
@@ -287,7 +293,9 @@ impl<'a> FrameRef<'a> {
         }
         match self.header.split_first_chunk::<{ Trace::LEN }>() {
             Some((t, rest)) => Ok((Some(Trace(*t)), rest)),
-            None => Err(WireError::new(Code::MalformedHeader, "the trace flag needs 25 bytes of trace context")),
+            None => {
+                Err(WireError::new(Code::MalformedHeader, "the trace flag needs 25 bytes of trace context"))
+            }
         }
     }
 }
@@ -342,7 +350,15 @@ impl FrameBuilder {
 ///
 /// # Panics
 /// If the header is longer than [`HEADER_BYTES_MAX`].
-pub fn write_frame(out: &mut Vec<u8>, op: Op, flags: u16, id: u32, count: u16, header: &[&[u8]], payload: &[u8]) {
+pub fn write_frame(
+    out: &mut Vec<u8>,
+    op: Op,
+    flags: u16,
+    id: u32,
+    count: u16,
+    header: &[&[u8]],
+    payload: &[u8],
+) {
     let frame = FrameBuilder::begin(out, op, flags, id, header);
     out.extend_from_slice(payload);
     frame.finish(out, count);

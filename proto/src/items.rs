@@ -189,7 +189,8 @@ pub struct Assign<'a> {
 impl<'a> Item<'a> for Assign<'a> {
     #[inline]
     fn read(r: &mut Reader<'a>) -> Option<Self> {
-        let (lease, lease_ms, len, ext_len) = (r.lease()?, r.u32()?, r.u32()? as usize, usize::from(r.u16()?));
+        let (lease, lease_ms, len, ext_len) =
+            (r.lease()?, r.u32()?, r.u32()? as usize, usize::from(r.u16()?));
         Some(Self { lease, lease_ms, ext: r.bytes(ext_len)?, payload: r.bytes(len)? })
     }
     #[inline]

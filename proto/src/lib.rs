@@ -15,5 +15,5 @@ pub mod names;
 
 pub use codec::{Frame, FrameCodec, Frames};
 pub use error::{Code, Outcome, WireError};
-pub use frame::{Flags, FrameBuilder, FrameRef, Op, Prefix, PREFIX_LEN};
+pub use frame::{Flags, FrameBuilder, FrameRef, Op, PREFIX_LEN, Prefix};
 pub use ids::{Lease, Partition, SessionId, TaskId, TaskState, Trace};

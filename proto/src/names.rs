@@ -41,7 +41,10 @@ pub fn agent(bytes: &[u8]) -> Result<&str, WireError> {
 /// `invalid_label`.
 pub fn labels(labels: &[String]) -> Result<(), WireError> {
     if labels.len() > LABELS_MAX {
-        return Err(WireError::new(Code::InvalidLabel, format!("{} labels; at most {LABELS_MAX}", labels.len())));
+        return Err(WireError::new(
+            Code::InvalidLabel,
+            format!("{} labels; at most {LABELS_MAX}", labels.len()),
+        ));
     }
     for l in labels {
         let ok = (1..=LABEL_BYTES_MAX).contains(&l.len()) && l.bytes().all(|b| plain(b, b"-_.:/="));
@@ -78,7 +81,8 @@ fn subject_shape(bytes: &[u8]) -> bool {
     let mut tokens = bytes.split(|b| *b == b'.');
     (1..=SUBJECT_BYTES_MAX).contains(&bytes.len())
         && tokens.clone().count() <= SUBJECT_TOKENS_MAX
-        && tokens.all(|t| !t.is_empty() && t.iter().all(|b| !b.is_ascii_whitespace() && !b.is_ascii_control()))
+        && tokens
+            .all(|t| !t.is_empty() && t.iter().all(|b| !b.is_ascii_whitespace() && !b.is_ascii_control()))
 }
 
 fn text<'a>(bytes: &'a [u8], ok: bool, code: Code, what: &str) -> Result<&'a str, WireError> {
@@ -110,7 +114,9 @@ mod tests {
     #[test]
     fn subjects_are_judged() {
         assert!(subject(b"a.b.c").is_ok() && subject("t.ä".as_bytes()).is_ok());
-        for bad in [&b""[..], b".", b"a.", b".a", b"a..b", b"a b", b"a.*", b">", b"a.\xff", b"a\0", &[b'x'; 256]] {
+        for bad in
+            [&b""[..], b".", b"a.", b".a", b"a..b", b"a b", b"a.*", b">", b"a.\xff", b"a\0", &[b'x'; 256]]
+        {
             assert_eq!(subject(bad).expect_err("bad").code, Code::InvalidSubject as u16, "{bad:?}");
         }
         assert!(subject("a.".repeat(33).trim_end_matches('.').as_bytes()).is_err());

@@ -20,7 +20,9 @@ use super::mailbox::{Batch, Inlet, Input};
 use super::outgoing::{Outgoing, restarted};
 use super::stats::{Histogram, Quantiles};
 use super::supervise::DeathGuard;
-use crate::core::tasks::{Board, Counters, Identity, Limits, Policy, QueueView, SubmitFrame, TaskSink, WaitMode};
+use crate::core::tasks::{
+    Board, Counters, Identity, Limits, Policy, QueueView, SubmitFrame, TaskSink, WaitMode,
+};
 use crate::core::time::Tick;
 
 /// Sequences that a new incarnation stays clear of the old one's.
@@ -162,7 +164,12 @@ impl Dispatcher {
                     for frame in Frames(&batch.chunk) {
                         settle_credit(&batch.from, &frame);
                         if frame.prefix.id != 0 {
-                            TaskSink::error(&mut self.out, batch.from.session, frame.prefix.id, restarted("the dispatcher"));
+                            TaskSink::error(
+                                &mut self.out,
+                                batch.from.session,
+                                frame.prefix.id,
+                                restarted("the dispatcher"),
+                            );
                         }
                     }
                 }

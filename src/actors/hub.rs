@@ -71,7 +71,7 @@ impl HubShard {
     fn new(incarnation: u32, guard: DeathGuard, legacy: Rc<RefCell<Legacy>>) -> Self {
         let l = legacy.borrow();
         let s = &l.setup;
-        let mut hub = Hub::new(s.shard, s.limits.clone(), s.hash_seed.wrapping_add(u64::from(incarnation)));
+        let mut hub = Hub::new(s.shard, s.limits, s.hash_seed.wrapping_add(u64::from(incarnation)));
         let mut out = Outgoing::new(s.directory.clone(), Durability::Memory);
         if incarnation > 0 {
             report_loss(&s.directory);
@@ -145,7 +145,7 @@ impl HubShard {
             Some(Op::Subscribe | Op::Unsubscribe) => self.control(now, batch),
             Some(Op::Direct | Op::Broadcast) => {
                 for frame in Frames(&batch.chunk) {
-                    if let Err(e) = self.to_agents(&batch.from, &frame) {
+                    if let Err(e) = self.message_agents(&batch.from, &frame) {
                         HubSink::error(&mut self.out, batch.from.session, frame.prefix.id, e);
                     }
                 }
@@ -175,11 +175,12 @@ impl HubShard {
         self.in_hand = None;
     }
 
-    fn to_agents(&mut self, from: &Arc<Peer>, frame: &FrameRef<'_>) -> Result<(), WireError> {
+    fn message_agents(&mut self, from: &Arc<Peer>, frame: &FrameRef<'_>) -> Result<(), WireError> {
         let op = frame.op()?;
         let (trace, rest) = frame.traced_header()?;
         let mut message = Vec::new();
-        let flags = if op == Op::Broadcast { Flags::BROADCAST } else { 0 } | frame.prefix.flags.0 & Flags::TRACE;
+        let flags =
+            if op == Op::Broadcast { Flags::BROADCAST } else { 0 } | frame.prefix.flags.0 & Flags::TRACE;
         let trace = trace.as_ref().map_or(&[][..], |t| &t.0);
         write_frame(&mut message, Op::Message, flags, 0, 0, &[trace, from.agent.as_bytes()], frame.payload);
         let message = Bytes::from(message);
@@ -196,13 +197,19 @@ impl HubShard {
             let peer = self.legacy.borrow().setup.directory.agent(agent);
             let unknown = || WireError::new(Code::UnknownAgent, format!("no agent {agent:?} is connected"));
             if !peer.ok_or_else(unknown)?.outbox.deliver(0, 1, message) {
-                return Err(WireError::new(Code::ReceiverSlow, format!("agent {agent:?} does not read")).retry_after(100));
+                return Err(WireError::new(Code::ReceiverSlow, format!("agent {agent:?} does not read"))
+                    .retry_after(100));
             }
             reached = 1;
         }
         self.out.delivered += reached as u64;
         if frame.prefix.flags.has(Flags::ACK) {
-            HubSink::ok(&mut self.out, from.session, frame.prefix.id, reached.min(usize::from(u16::MAX)) as u16);
+            HubSink::ok(
+                &mut self.out,
+                from.session,
+                frame.prefix.id,
+                reached.min(usize::from(u16::MAX)) as u16,
+            );
         }
         Ok(())
     }
@@ -229,7 +236,7 @@ impl HubShard {
 
 /// Requests under way are gone; those who may have sent one are told by an error that answers none in particular.
 fn report_loss(directory: &Directory) {
-    let text = "a hub shard restarted; requests that were not answered yet have failed";
+    let text = "a hub shard restarted; requests and acknowledged publishes without an answer have failed";
     let error = messages::encode(&WireError::new(Code::Restarted, text).maybe_done());
     directory.for_each(|peer| {
         if peer.requests.load(Ordering::Relaxed) {

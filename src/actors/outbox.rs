@@ -82,7 +82,8 @@ impl OutboxLimits {
     /// the bytes that are counted.
     fn may_share(&self, slice_bytes: usize) -> bool {
         let kept_bytes = self.kept.load(Ordering::Relaxed) * FRAGMENT_BYTES;
-        slice_bytes >= FRAGMENT_BYTES / 4 * 3 || slice_bytes >= COPY_BYTES && kept_bytes < self.total_bytes_max / 4
+        slice_bytes >= FRAGMENT_BYTES / 4 * 3
+            || slice_bytes >= COPY_BYTES && kept_bytes < self.total_bytes_max / 4
     }
 }
 
@@ -200,7 +201,8 @@ impl Outbox {
             return false;
         }
         // A message longer than an outbox is taken alone, if there is room for it.
-        let alone = q.bytes == 0 && self.limits.total.load(Ordering::Relaxed) + frames.len() <= self.limits.total_bytes_max;
+        let alone = q.bytes == 0
+            && self.limits.total.load(Ordering::Relaxed) + frames.len() <= self.limits.total_bytes_max;
         if self.over(q.bytes + frames.len()) && !alone {
             match q.lost.iter_mut().find(|(s, _)| *s == sub) {
                 Some((_, n)) => *n += u64::from(count),
@@ -221,7 +223,9 @@ impl Outbox {
         } else {
             let lane = &mut q.data;
             match lane.back_mut() {
-                Some(Piece::Owned(v)) if v.len() + frames.len() <= FRAGMENT_BYTES => v.extend_from_slice(&frames),
+                Some(Piece::Owned(v)) if v.len() + frames.len() <= FRAGMENT_BYTES => {
+                    v.extend_from_slice(&frames);
+                }
                 _ => {
                     let mut buf = pool::take();
                     buf.extend_from_slice(&frames);

@@ -169,7 +169,15 @@ impl Outgoing {
         Some(at)
     }
 
-    fn answer(&mut self, to: SessionId, op: Op, id: u32, count: u16, header: &[&[u8]], payload: impl FnOnce(&mut Vec<u8>)) {
+    fn answer(
+        &mut self,
+        to: SessionId,
+        op: Op,
+        id: u32,
+        count: u16,
+        header: &[&[u8]],
+        payload: impl FnOnce(&mut Vec<u8>),
+    ) {
         let Some(d) = self.dest(to) else { return };
         let frame = FrameBuilder::begin(&mut d.answers, op, 0, id, header);
         payload(&mut d.answers);
@@ -259,7 +267,12 @@ impl TaskSink for Outgoing {
         d.close_frame();
         if d.is_full() {
             let text = "the answers before this one have not been read";
-            return TaskSink::error(self, to, request, WireError::new(Code::Overloaded, text).retry_after(100));
+            return TaskSink::error(
+                self,
+                to,
+                request,
+                WireError::new(Code::Overloaded, text).retry_after(100),
+            );
         }
         let start = d.data.len();
         let frame = FrameBuilder::begin(&mut d.data, Op::Tasks, 0, request, &[]);
@@ -269,7 +282,9 @@ impl TaskSink for Outgoing {
             count += 1;
             if d.data.len() - start > message_bytes_max {
                 d.data.truncate(start);
-                let text = format!("the answer has more than {message_bytes_max} bytes: ask for fewer tasks at once");
+                let text = format!(
+                    "the answer has more than {message_bytes_max} bytes: ask for fewer tasks at once"
+                );
                 return TaskSink::error(self, to, request, WireError::new(Code::MessageTooLarge, text));
             }
         }
@@ -324,5 +339,9 @@ impl HubSink for Outgoing {
 
 /// The error for requests that were in the hands of an actor that restarted.
 pub(crate) fn restarted(what: &str) -> WireError {
-    WireError::new(Code::Restarted, format!("{what} restarted while it handled the request; it did not happen")).retry_after(100)
+    WireError::new(
+        Code::Restarted,
+        format!("{what} restarted while it handled the request; it did not happen"),
+    )
+    .retry_after(100)
 }

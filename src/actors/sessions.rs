@@ -71,7 +71,8 @@ impl Sessions {
     fn sweep(&mut self) {
         assert!(!std::mem::take(&mut self.fault), "injected fault");
         let now = (self.setup.clock)();
-        let (beat, dead) = (u64::from(self.setup.heartbeat_ms) * 1_000_000, u64::from(self.setup.dead_ms) * 1_000_000);
+        let (beat, dead) =
+            (u64::from(self.setup.heartbeat_ms) * 1_000_000, u64::from(self.setup.dead_ms) * 1_000_000);
         self.setup.directory.for_each(|peer| {
             if peer.shard != self.setup.shard {
                 return;

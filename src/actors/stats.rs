@@ -43,7 +43,7 @@ impl Histogram {
             return value as usize;
         }
         let step = (value >> (octave - STEPS)) as usize & ((1 << STEPS) - 1);
-        ((octave - STEPS) as usize + 1 << STEPS) + step
+        (((octave - STEPS) as usize + 1) << STEPS) + step
     }
 
     /// Largest value of a bucket.

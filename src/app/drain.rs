@@ -31,7 +31,8 @@ pub(super) async fn until_stopped(server: &Server) {
 }
 
 async fn signalled() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         // Without signal handlers the defaults of the system end the process.
         return std::future::pending().await;
     };

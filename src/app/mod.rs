@@ -242,7 +242,10 @@ fn start_accepting(server: &Arc<Server>, listener: TcpListener) -> Result<(), Ap
         shards: (0..server.shards.len()).map(give).collect(),
         draining: server.draining.clone(),
     };
-    std::thread::Builder::new().name("accept".into()).spawn(|| acceptor.run()).map_err(system("accept thread"))?;
+    std::thread::Builder::new()
+        .name("accept".into())
+        .spawn(|| acceptor.run())
+        .map_err(system("accept thread"))?;
     Ok(())
 }
 
@@ -312,7 +315,8 @@ impl Plan {
             hash_seed: self.hash_seed,
         };
         let roster = self.roster.clone();
-        on(&arbiter.handle(), move || Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup))).await
+        on(&arbiter.handle(), move || Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup)))
+            .await
     }
 
     async fn start_shard(&self, number: usize, arbiter: &ArbiterHandle) -> ShardActors {
@@ -355,7 +359,8 @@ impl Plan {
                 dead_ms,
             };
             let hub = Supervised::start(&format!("hub-{number}"), &roster, hub::factory(setup));
-            let sessions = Supervised::start(&format!("sessions-{number}"), &roster, sessions::factory(owner));
+            let sessions =
+                Supervised::start(&format!("sessions-{number}"), &roster, sessions::factory(owner));
             ShardActors { hub, sessions }
         })
         .await

@@ -182,7 +182,7 @@ mod tests {
         let dirs = [scratch.0.join("missing").join("deep"), scratch.0.join("own")];
         let me = server(7878, std::process::id());
         let published = me.publish_in(&dirs).expect("the second directory can be made");
-        assert_eq!(find_in(&dirs), [me.clone()]);
+        assert_eq!(find_in(&dirs), std::slice::from_ref(&me));
         let mode = |p: &Path| fs::metadata(p).expect("there").permissions().mode() & 0o777;
         assert_eq!((mode(&dirs[1]), mode(&published.path)), (0o700, 0o600));
         // A server on the same port took over: its file stays when the first one goes.

@@ -8,7 +8,8 @@ use std::path::Path;
 /// Resident memory of this process, bytes; 0 where the system does not tell.
 pub fn resident_bytes() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.as_deref().and_then(|s| s.split_whitespace().nth(1)).and_then(|s| s.parse::<u64>().ok());
+    let pages =
+        pages.as_deref().and_then(|s| s.split_whitespace().nth(1)).and_then(|s| s.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 

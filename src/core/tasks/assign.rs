@@ -61,7 +61,10 @@ impl Consumer {
     /// Whether it may be given one more task.
     #[inline]
     fn has_credit(&self) -> bool {
-        !self.closed && !self.paused && self.leases.len < self.credit_tasks as usize && self.held_bytes < self.credit_bytes
+        !self.closed
+            && !self.paused
+            && self.leases.len < self.credit_tasks as usize
+            && self.held_bytes < self.credit_bytes
     }
 }
 
@@ -305,7 +308,8 @@ impl Board {
             let task = TaskId::new(q.partition, seq);
             let lease = Lease { task, attempt: r.attempt, epoch: identity.epoch };
             let (ext, payload) = payloads.get(r.blob).split_at(usize::from(r.ext_len));
-            c.paused = !sink.assign(c.session, c.id, Assign { lease, lease_ms: q.policy.lease_ms, ext, payload });
+            c.paused =
+                !sink.assign(c.session, c.id, Assign { lease, lease_ms: q.policy.lease_ms, ext, payload });
             given += 1;
         }
         if given > 0 {

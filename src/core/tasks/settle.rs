@@ -162,7 +162,7 @@ impl Board {
             match self.cancel_one(now, task, sink) {
                 Ok(()) => accepted += 1,
                 Err(code) => {
-                    self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 })
+                    self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 });
                 }
             }
         }

@@ -40,7 +40,8 @@ pub fn serve(listener: TcpListener, control: Arc<dyn Control>) -> std::io::Resul
             .route("/v1/faults/panic", web::post().to(fault))
             .default_service(web::to(unknown))
     };
-    let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run();
+    let server =
+        HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run();
     let handle = server.handle();
     Ok((server, handle))
 }
@@ -50,7 +51,11 @@ type Data = web::Data<dyn Control>;
 async fn readyz(control: Data) -> HttpResponse {
     let reasons = control.not_ready();
     let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons });
-    if reasons.is_empty() { HttpResponse::Ok().json(body) } else { HttpResponse::ServiceUnavailable().json(body) }
+    if reasons.is_empty() {
+        HttpResponse::Ok().json(body)
+    } else {
+        HttpResponse::ServiceUnavailable().json(body)
+    }
 }
 
 /// Open on loopback, where the server listens by default; elsewhere with the token.

@@ -52,7 +52,8 @@ async fn read_hello(stream: &mut TcpStream) -> Result<Option<First>, WireError> 
             && let Some(total) = cut(frames, LOGIN_FRAME_BYTES_MAX)?
         {
             let frame = FrameRef::parse(&frames[..total]);
-            let frame = frame.ok_or_else(|| WireError::new(Code::MalformedFrame, "the first frame is not one"))?;
+            let frame =
+                frame.ok_or_else(|| WireError::new(Code::MalformedFrame, "the first frame is not one"))?;
             if frame.prefix.op != Op::Hello as u8 {
                 return Err(WireError::new(Code::LoginRequired, "the first frame must be Hello"));
             }
@@ -69,14 +70,16 @@ async fn read_hello(stream: &mut TcpStream) -> Result<Option<First>, WireError> 
 }
 
 fn bad_magic(buf: &[u8]) -> WireError {
-    let http = ["GET ", "POST", "HEAD", "PUT "].iter().any(|m| m.as_bytes().starts_with(&buf[..buf.len().min(4)]));
+    let http =
+        ["GET ", "POST", "HEAD", "PUT "].iter().any(|m| m.as_bytes().starts_with(&buf[..buf.len().min(4)]));
     let hint = if http && buf.len() >= 3 { "; this is the agents' port, HTTP has its own" } else { "" };
     WireError::new(Code::BadMagic, format!("a connection begins with the bytes HIVE{hint}"))
 }
 
 fn admit(hello: Hello, shard: &Shard) -> Result<Arc<Peer>, WireError> {
     if hello.min > PROTOCOL_1_0 || hello.max < PROTOCOL_1_0 {
-        let text = format!("client speaks {:#06x} to {:#06x}, the server {PROTOCOL_1_0:#06x}", hello.min, hello.max);
+        let text =
+            format!("client speaks {:#06x} to {:#06x}, the server {PROTOCOL_1_0:#06x}", hello.min, hello.max);
         return Err(WireError::new(Code::UnsupportedVersion, text));
     }
     if !shard.terms.token.matches(&hello.token) {

@@ -229,9 +229,10 @@ impl Session {
 
     fn local_frame(&mut self, cx: &Context<'_>, now: Tick, frame: &FrameRef<'_>) -> Result<(), WireError> {
         match frame.op()? {
-            Op::Ping if frame.payload.len() > PING_BYTES_MAX => {
-                Err(WireError::new(Code::MalformedFrame, format!("a ping carries at most {PING_BYTES_MAX} bytes")))
-            }
+            Op::Ping if frame.payload.len() > PING_BYTES_MAX => Err(WireError::new(
+                Code::MalformedFrame,
+                format!("a ping carries at most {PING_BYTES_MAX} bytes"),
+            )),
             Op::Ping => {
                 self.peer.outbox.answer(Op::Pong, frame.prefix.id, 0, &[], frame.payload);
                 Ok(())
@@ -253,7 +254,10 @@ impl Session {
             return WireError::new(Code::Draining, "the server is shutting down").retry_after(1000);
         }
         let t = &self.shard.terms;
-        let text = format!("more than {} tasks or {} bytes are not acknowledged yet", t.credit_tasks, t.credit_bytes);
+        let text = format!(
+            "more than {} tasks or {} bytes are not acknowledged yet",
+            t.credit_tasks, t.credit_bytes
+        );
         WireError::new(Code::ProducerCredit, text).retry_after(10)
     }
 

@@ -17,7 +17,9 @@ impl Session {
     /// Writes until nothing waits or the socket takes no more. Gives whether anything was written.
     pub(super) fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         let mut wrote = 0;
-        while wrote < 2 * TAKE_BYTES && (!self.out.is_empty() || self.peer.outbox.take(&mut self.out, TAKE_BYTES)) {
+        while wrote < 2 * TAKE_BYTES
+            && (!self.out.is_empty() || self.peer.outbox.take(&mut self.out, TAKE_BYTES))
+        {
             let n = match self.write_some(cx)? {
                 0 => break,
                 n => n,
