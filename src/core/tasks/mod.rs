@@ -11,7 +11,7 @@
 //!                               └────────────────worker gone──┘
 //! ```
 //!
-//! Rooms: [`arena`] (bytes), [`table`] (records), [`queue`] (lanes and policy), `assign` (who gets what), `settle` (what
+//! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
 //! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
 //! (counts).
 
