@@ -428,6 +428,11 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_lists_the_defaults() {
+        assert_eq!(Config::parse(include_str!("../deploy/hive.toml")), Ok(Config::default()));
+    }
+
+    #[test]
     fn unknown_keys_get_a_suggestion() {
         let e = Config::parse("[limits]\nmemory_byte_max = 5\n").expect_err("unknown");
         assert!(e.contains("memory_byte_max") && e.contains("did you mean `memory_bytes_max`?"), "{e}");
