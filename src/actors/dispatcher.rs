@@ -42,7 +42,7 @@ pub struct Legacy {
     /// Above every sequence given out.
     next_seq: u64,
     /// Open consumers, so that a new board knows the workers of the old one.
-    consumers: HashMap<(SessionId, u32), (Arc<Peer>, Work)>,
+    consumers: HashMap<SessionId, (Arc<Peer>, HashMap<u32, Work>)>,
 }
 
 /// What the dispatcher needs to begin.
@@ -91,6 +91,8 @@ pub struct Dispatcher {
     board: Board,
     out: Outgoing,
     inputs: Vec<Input>,
+    /// Frames of `inputs` whose producer credit is back.
+    credited: usize,
     legacy: Rc<RefCell<Legacy>>,
     clock: Clock,
     timer: Option<(Tick, SpawnHandle)>,
@@ -119,8 +121,10 @@ impl Dispatcher {
         if incarnation > 0 {
             report_loss(&l);
             out.muted = true;
-            for ((session, id), (peer, work)) in &l.consumers {
-                board.work(*session, *id, work, &peer.labels, &mut out);
+            for (session, (peer, consumers)) in &l.consumers {
+                for (id, work) in consumers {
+                    board.work(*session, *id, work, &peer.labels, &mut out);
+                }
             }
             out.muted = false;
         }
@@ -130,6 +134,7 @@ impl Dispatcher {
             board,
             out,
             inputs: Vec::new(),
+            credited: 0,
             legacy,
             clock,
             timer: None,
@@ -156,13 +161,19 @@ impl Dispatcher {
     /// The batch in hand did not happen, since the board it was applied to is gone: say so.
     fn refuse_inputs(&mut self) {
         let mut legacy = self.legacy.borrow_mut();
+        let mut credited = std::mem::take(&mut self.credited);
         for input in self.inputs.drain(..) {
             match input {
                 Input::HasRead(_) => {} // the next board has paused nobody
-                Input::Closed(session) => legacy.consumers.retain(|(s, _), _| *s != session),
+                Input::Closed(session) => {
+                    legacy.consumers.remove(&session);
+                }
                 Input::Frames(batch) => {
                     for frame in Frames(&batch.chunk) {
-                        settle_credit(&batch.from, &frame);
+                        match credited.checked_sub(1) {
+                            Some(left) => credited = left,
+                            None => settle_credit(&batch.from, &frame),
+                        }
                         if frame.prefix.id != 0 {
                             TaskSink::error(
                                 &mut self.out,
@@ -193,7 +204,7 @@ impl Dispatcher {
                 Input::Closed(session) => {
                     let session = *session;
                     self.board.session_closed(now, session, &mut self.out);
-                    self.legacy.borrow_mut().consumers.retain(|(s, _), _| *s != session);
+                    self.legacy.borrow_mut().consumers.remove(&session);
                     self.out.closed(session);
                 }
             }
@@ -206,6 +217,7 @@ impl Dispatcher {
             self.decision.record(each);
         }
         self.inputs.clear();
+        self.credited = 0;
         self.out.flush();
     }
 
@@ -216,6 +228,7 @@ impl Dispatcher {
             let (board, out) = (&mut self.board, &mut self.out);
             let done = apply_frame(board, out, now, peer, &frame, &self.legacy);
             settle_credit(peer, &frame);
+            self.credited += 1;
             if let Err(e) = done {
                 TaskSink::error(out, peer.session, frame.prefix.id, e);
             }
@@ -305,12 +318,17 @@ fn apply_frame(
             let work: Work = messages::decode(frame.header)?;
             board.work(from, id, &work, &peer.labels, out);
             if out.last_ok {
-                legacy.borrow_mut().consumers.insert((from, id), (peer.clone(), work));
+                let mut legacy = legacy.borrow_mut();
+                let (_, mine) =
+                    legacy.consumers.entry(from).or_insert_with(|| (peer.clone(), HashMap::new()));
+                mine.insert(id, work);
             }
         }
         Op::StopWork => {
             board.stop_work(from, id, out);
-            legacy.borrow_mut().consumers.remove(&(from, id));
+            if let Some((_, mine)) = legacy.borrow_mut().consumers.get_mut(&from) {
+                mine.remove(&id);
+            }
         }
         Op::Credit => {
             let mut r = Reader(frame.header);
@@ -318,7 +336,8 @@ fn apply_frame(
                 return Err(malformed("Credit", "tasks u32, bytes u64"));
             };
             board.credit(from, id, tasks, bytes, out);
-            if let Some((_, work)) = legacy.borrow_mut().consumers.get_mut(&(from, id)) {
+            let mut legacy = legacy.borrow_mut();
+            if let Some(work) = legacy.consumers.get_mut(&from).and_then(|(_, mine)| mine.get_mut(&id)) {
                 (work.credit_tasks, work.credit_bytes) = (tasks, bytes);
             }
         }

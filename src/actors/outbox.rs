@@ -300,7 +300,6 @@ impl Outbox {
     /// The session is gone: nothing is queued any more.
     pub fn close(&self) {
         let mut q = self.queues.lock();
-        q.closed = true;
         self.limits.total.fetch_sub(q.bytes, Ordering::Relaxed);
         self.limits.open.fetch_sub(usize::from(!q.closed), Ordering::Relaxed);
         *q = Queues { closed: true, ..Queues::default() };

@@ -24,6 +24,9 @@ const DATA_ERROR: i32 = 65;
 const ERROR_TAIL: usize = 4096;
 /// Longest result, bytes; the server's default for messages is 16 MiB.
 const RESULT_MAX: usize = 15 << 20;
+/// Time to read what is left of a command's output when it has ended; longer waits only who has gone to another process
+/// group and keeps it open.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 /// Time for the last answers to arrive after a second signal.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -220,29 +223,45 @@ impl Job {
                 let _ = stdin.write_all(payload).await;
             }
         };
-        // One byte more than may be, to notice it.
-        let (result, error, ()) =
-            tokio::join!(head(stdout, RESULT_MAX + 1), tail(stderr, std::io::stderr()), feed);
-        let result = result?;
+        let (mut result, mut error) = (Vec::new(), Vec::new());
+        let streams = async {
+            // One byte more than may be, to notice it.
+            let result = head(stdout, RESULT_MAX + 1, &mut result);
+            let (result, error, ()) = tokio::join!(result, tail(stderr, &mut error, std::io::stderr()), feed);
+            result.and(error)
+        };
+        let status = {
+            let mut streams = std::pin::pin!(streams);
+            tokio::select! {
+                read = &mut streams => {
+                    read?;
+                    None
+                }
+                status = self.child.wait() => {
+                    // What it has left running in its group holds the streams open.
+                    kill(self.group);
+                    if let Ok(read) = tokio::time::timeout(LAST_OUTPUT, streams).await {
+                        read?;
+                    }
+                    Some(status?)
+                }
+            }
+        };
         if result.len() > RESULT_MAX {
-            self.kill();
+            kill(self.group);
         }
-        let status = self.child.wait().await?;
-        Ok(Ran { status, result, error: error? })
-    }
-
-    fn kill(&mut self) {
-        if let Some(group) = self.group {
-            // Everybody in it may be gone already.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        let status = match status {
+            Some(status) => status,
+            None => self.child.wait().await?,
+        };
+        Ok(Ran { status, result, error })
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
         // Also after a good end: what the command has left running in its group would hold nobody knows what.
-        self.kill();
+        kill(self.group);
     }
 }
 
@@ -269,28 +288,38 @@ impl Ran {
     }
 }
 
-/// The first `max` bytes of a stream.
-async fn head(from: Option<impl AsyncRead + Unpin>, max: usize) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(from) = from {
-        from.take(max as u64).read_to_end(&mut bytes).await?;
+fn kill(group: Option<Pid>) {
+    if let Some(group) = group {
+        // Everybody in it may be gone already.
+        let _ = kill_process_group(group, Signal::KILL);
     }
-    Ok(bytes)
 }
 
-/// Passes a stream on; gives its end.
-async fn tail(from: Option<impl AsyncRead + Unpin>, mut to: impl std::io::Write) -> std::io::Result<Vec<u8>> {
-    let (mut tail, mut chunk) = (Vec::new(), [0; 4096]);
-    let Some(mut from) = from else { return Ok(tail) };
+/// Takes the first `max` bytes of a stream.
+async fn head(from: Option<impl AsyncRead + Unpin>, max: usize, into: &mut Vec<u8>) -> std::io::Result<()> {
+    if let Some(from) = from {
+        from.take(max as u64).read_to_end(into).await?;
+    }
+    Ok(())
+}
+
+/// Passes a stream on; keeps its end.
+async fn tail(
+    from: Option<impl AsyncRead + Unpin>,
+    end: &mut Vec<u8>,
+    mut to: impl std::io::Write,
+) -> std::io::Result<()> {
+    let mut chunk = [0; 4096];
+    let Some(mut from) = from else { return Ok(()) };
     loop {
         let n = from.read(&mut chunk).await?;
         if n == 0 {
-            return Ok(tail);
+            return Ok(());
         }
         // Losing a line of somebody's log must not fail the task.
         let _ = to.write_all(&chunk[..n]);
-        tail.extend_from_slice(&chunk[..n]);
-        tail.drain(..tail.len().saturating_sub(ERROR_TAIL));
+        end.extend_from_slice(&chunk[..n]);
+        end.drain(..end.len().saturating_sub(ERROR_TAIL));
     }
 }
 
@@ -312,9 +341,10 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_standard_error_is_kept() {
         let text: Vec<u8> = (0..20_000_u32).map(|i| b'a' + (i % 26) as u8).collect();
-        let mut passed_on = Vec::new();
-        let end = tail(Some(&text[..]), &mut passed_on).await.expect("read");
+        let (mut end, mut passed_on, mut first) = (Vec::new(), Vec::new(), Vec::new());
+        tail(Some(&text[..]), &mut end, &mut passed_on).await.expect("read");
         assert!(passed_on == text && end == text[text.len() - ERROR_TAIL..]);
-        assert_eq!(head(Some(&text[..]), 10).await.expect("read"), text[..10]);
+        head(Some(&text[..]), 10, &mut first).await.expect("read");
+        assert_eq!(first, text[..10]);
     }
 }

@@ -4,6 +4,9 @@
 
 mod backpressure;
 mod bad_input;
+mod bench;
+mod cli;
+mod demo;
 mod harness;
 mod http;
 mod hub;

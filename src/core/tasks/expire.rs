@@ -13,6 +13,8 @@ use crate::core::time::Tick;
 
 /// Entries without a reason that are not worth a sweep.
 const SWEEP_MIN: usize = 1024;
+/// Results forgotten at once: a million that end together must not hold up a submit.
+const FORGET_MAX: usize = 10_000;
 
 /// Deadlines, the next first. Entries are not taken out when their reason goes; they are recognised when they come up.
 ///
@@ -79,12 +81,15 @@ impl Board {
         [lease, scheduled, result, self.waits.next_deadline()].into_iter().flatten().min()
     }
 
-    /// Does what is due. Follow it with [`Board::pump`].
+    /// Does what is due, of results that may go a bounded part: the rest stays due. Follow it with [`Board::pump`].
     pub fn on_deadline(&mut self, now: Tick, sink: &mut impl TaskSink) {
         self.expire_leases(now, sink);
         self.wake_scheduled(now);
         self.waits_expire(now, sink);
-        while self.done.len > 0 && self.table[self.done.head].deadline <= now {
+        for _ in 0..FORGET_MAX {
+            if self.done.len == 0 || self.table[self.done.head].deadline > now {
+                break;
+            }
             self.forget_oldest();
         }
     }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) use bystander::Bystander;
 pub(crate) use client::{Client, hello};
+pub(crate) use http::ask as http_ask;
 pub(crate) use hub::Heard;
-pub(crate) use server::{Server, command, free_port, outcome};
+pub(crate) use server::{Server, binary, command, free_port, outcome};
 pub(crate) use tasks::{Outcome, Settled, TaskOptions, payloads};
 pub(crate) use wire::{Seen, Wire, assert_error, error_of, frame, items};
 

@@ -139,6 +139,11 @@ impl Server {
         kib * 1024
     }
 
+    /// The directory in which commands find this server.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// What the server has logged so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
@@ -172,7 +177,8 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command
 }
 
-fn binary() -> PathBuf {
+/// The binary under test.
+pub(crate) fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("HIVE_BIN") {
         return path.into();
     }
