@@ -197,6 +197,13 @@ fn memory_comes_back() {
         room.board.complete(room.now, BOB, 0, [Complete { lease, result: b"r" }].into_iter(), &mut room.log);
     }
     room.after_ms(60_000);
+    // In steps: results that end together do not hold up the others.
+    let mut steps = 1;
+    while room.board.next_deadline().is_some() {
+        room.after_ms(0);
+        steps += 1;
+    }
+    assert!((2..=5).contains(&steps), "{steps} steps");
     room.said();
     let empty = 3 * 5 * 256 * 1024 + 64 * 64;
     assert!(room.board.memory_bytes() < empty, "{} bytes are held", room.board.memory_bytes());
