@@ -167,7 +167,7 @@ impl Default for Limits {
             producer_credit_tasks: 65_536,
             producer_credit_bytes: 16 * 1024 * 1024,
             subscriptions_max: 10_000,
-            subscriptions_total_max: 1_000_000,
+            subscriptions_total_max: 100_000,
             requests_max: 100_000,
             request_ms_max: 600_000,
             waits_max: 200_000,
@@ -299,7 +299,7 @@ impl Config {
             return value("limits.message_bytes_max", "may not be less than frame_bytes_max");
         }
         let s = &self.session;
-        if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < 2 * s.heartbeat_ms {
+        if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < s.heartbeat_ms.saturating_mul(2) {
             return value("session.dead_ms", "must be at least twice heartbeat_ms, and all times above 0");
         }
         if self.shards > 64 {

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest text of an error, bytes.
+const TEXT_BYTES_MAX: usize = 1024;
+
 /// What became of the operation that an error answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,13 +123,21 @@ pub struct WireError {
 
 impl WireError {
     /// An error of an operation that certainly did not happen.
+    ///
+    /// The text may quote what a client sent, so it is cut: an error must always fit into a header.
     pub fn new(code: Code, text: impl Into<String>) -> Self {
+        let mut text: String = text.into();
+        let mut end = text.len().min(TEXT_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
         Self {
             code: code as u16,
             retryable: code.retryable(),
             outcome: Outcome::NotDone,
             retry_after_ms: None,
-            text: text.into(),
+            text,
         }
     }
 

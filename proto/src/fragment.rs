@@ -55,6 +55,11 @@ impl Assembler {
         self.message_bytes_max = message_bytes_max;
     }
 
+    /// Whether no message is under way, not even a refused one.
+    pub fn is_idle(&self) -> bool {
+        self.streams.is_empty()
+    }
+
     /// Bytes held for messages that are not complete.
     pub fn bytes(&self) -> usize {
         self.bytes

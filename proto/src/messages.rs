@@ -193,6 +193,15 @@ mod tests {
     }
 
     #[test]
+    fn an_error_about_a_long_key_still_fits_into_a_header() {
+        let key = "ä".repeat(8_000);
+        let header = encode(&std::collections::BTreeMap::from([(key, 1)]));
+        let error = decode::<Work>(&header).expect_err("unknown");
+        assert!(error.text.contains("unknown field") && error.text.len() <= 1024);
+        assert!(encode(&error).len() < crate::frame::HEADER_BYTES_MAX);
+    }
+
+    #[test]
     fn nesting_and_counts_are_bounded() {
         let deep = vec![0x91_u8; 10_000];
         assert!(decode::<Hello>(&deep).is_err());

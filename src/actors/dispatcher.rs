@@ -26,7 +26,7 @@ use crate::core::tasks::{
 use crate::core::time::Tick;
 
 /// Sequences that a new incarnation stays clear of the old one's.
-const SEQ_GAP: u64 = 1 << 20;
+const SEQ_GAP: u64 = 1 << 24;
 
 /// What outlives an incarnation.
 #[derive(Debug)]
@@ -43,6 +43,40 @@ pub struct Legacy {
     next_seq: u64,
     /// Open consumers, so that a new board knows the workers of the old one.
     consumers: HashMap<SessionId, (Arc<Peer>, HashMap<u32, Work>)>,
+}
+
+/// What a batch changes in the legacy, once all of it is done.
+#[derive(Debug)]
+enum Change {
+    Open(Arc<Peer>, u32, Work),
+    Window(SessionId, u32, u32, u64),
+    Close(SessionId, u32),
+    Gone(SessionId),
+}
+
+impl Legacy {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Open(peer, id, work) => {
+                let session = peer.session;
+                let (_, mine) = self.consumers.entry(session).or_insert_with(|| (peer, HashMap::new()));
+                mine.insert(id, work);
+            }
+            Change::Window(session, id, tasks, bytes) => {
+                if let Some(work) = self.consumers.get_mut(&session).and_then(|(_, mine)| mine.get_mut(&id)) {
+                    (work.credit_tasks, work.credit_bytes) = (tasks, bytes);
+                }
+            }
+            Change::Close(session, id) => {
+                if let Some((_, mine)) = self.consumers.get_mut(&session) {
+                    mine.remove(&id);
+                }
+            }
+            Change::Gone(session) => {
+                self.consumers.remove(&session);
+            }
+        }
+    }
 }
 
 /// What the dispatcher needs to begin.
@@ -93,6 +127,7 @@ pub struct Dispatcher {
     inputs: Vec<Input>,
     /// Frames of `inputs` whose producer credit is back.
     credited: usize,
+    changes: Vec<Change>,
     legacy: Rc<RefCell<Legacy>>,
     clock: Clock,
     timer: Option<(Tick, SpawnHandle)>,
@@ -135,6 +170,7 @@ impl Dispatcher {
             out,
             inputs: Vec::new(),
             credited: 0,
+            changes: Vec::new(),
             legacy,
             clock,
             timer: None,
@@ -151,6 +187,7 @@ impl Dispatcher {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             self.guard.blame(&*panic);
             self.out.abandon();
+            self.refuse_waits();
             self.refuse_inputs();
             actix::ActorContext::terminate(ctx);
             return;
@@ -158,10 +195,19 @@ impl Dispatcher {
         self.arm(ctx);
     }
 
+    /// Waits end with the board; the board may be broken, so its word is taken only if it can still speak.
+    fn refuse_waits(&mut self) {
+        let waits = catch_unwind(AssertUnwindSafe(|| self.board.open_waits().collect::<Vec<_>>()));
+        for (session, request) in waits.unwrap_or_default() {
+            TaskSink::error(&mut self.out, session, request, restarted("the dispatcher"));
+        }
+    }
+
     /// The batch in hand did not happen, since the board it was applied to is gone: say so.
     fn refuse_inputs(&mut self) {
         let mut legacy = self.legacy.borrow_mut();
         let mut credited = std::mem::take(&mut self.credited);
+        self.changes.clear();
         for input in self.inputs.drain(..) {
             match input {
                 Input::HasRead(_) => {} // the next board has paused nobody
@@ -204,13 +250,16 @@ impl Dispatcher {
                 Input::Closed(session) => {
                     let session = *session;
                     self.board.session_closed(now, session, &mut self.out);
-                    self.legacy.borrow_mut().consumers.remove(&session);
+                    self.changes.push(Change::Gone(session));
                     self.out.closed(session);
                 }
             }
         }
         self.board.pump(now, &mut self.out);
-        self.legacy.borrow_mut().next_seq = self.board.next_seq();
+        let mut legacy = self.legacy.borrow_mut();
+        legacy.next_seq = self.board.next_seq();
+        self.changes.drain(..).for_each(|c| legacy.apply(c));
+        drop(legacy);
         let tasks = decided(&self.board.counters()) - tasks_before;
         self.batches += 1;
         if let Some(each) = (self.clock)().since(now).checked_div(tasks) {
@@ -226,7 +275,7 @@ impl Dispatcher {
         let Input::Frames(Batch { chunk, .. }) = &self.inputs[input] else { return };
         for frame in Frames(chunk) {
             let (board, out) = (&mut self.board, &mut self.out);
-            let done = apply_frame(board, out, now, peer, &frame, &self.legacy);
+            let done = apply_frame(board, out, now, peer, &frame, &mut self.changes);
             settle_credit(peer, &frame);
             self.credited += 1;
             if let Err(e) = done {
@@ -277,7 +326,7 @@ fn apply_frame(
     now: Tick,
     peer: &Arc<Peer>,
     frame: &FrameRef<'_>,
-    legacy: &RefCell<Legacy>,
+    changes: &mut Vec<Change>,
 ) -> Result<(), WireError> {
     let (from, id, count) = (peer.session, frame.prefix.id, frame.prefix.count);
     match frame.op()? {
@@ -318,17 +367,12 @@ fn apply_frame(
             let work: Work = messages::decode(frame.header)?;
             board.work(from, id, &work, &peer.labels, out);
             if out.last_ok {
-                let mut legacy = legacy.borrow_mut();
-                let (_, mine) =
-                    legacy.consumers.entry(from).or_insert_with(|| (peer.clone(), HashMap::new()));
-                mine.insert(id, work);
+                changes.push(Change::Open(peer.clone(), id, work));
             }
         }
         Op::StopWork => {
             board.stop_work(from, id, out);
-            if let Some((_, mine)) = legacy.borrow_mut().consumers.get_mut(&from) {
-                mine.remove(&id);
-            }
+            changes.push(Change::Close(from, id));
         }
         Op::Credit => {
             let mut r = Reader(frame.header);
@@ -336,10 +380,7 @@ fn apply_frame(
                 return Err(malformed("Credit", "tasks u32, bytes u64"));
             };
             board.credit(from, id, tasks, bytes, out);
-            let mut legacy = legacy.borrow_mut();
-            if let Some(work) = legacy.consumers.get_mut(&from).and_then(|(_, mine)| mine.get_mut(&id)) {
-                (work.credit_tasks, work.credit_bytes) = (tasks, bytes);
-            }
+            changes.push(Change::Window(from, id, tasks, bytes));
         }
         op => return Err(WireError::new(Code::UnknownOp, format!("{op:?} may not be sent by a client"))),
     }

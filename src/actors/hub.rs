@@ -58,8 +58,8 @@ pub struct HubShard {
     hub: Hub,
     out: Outgoing,
     inputs: Vec<Input>,
-    /// The control frames in hand, so that a panic can be answered.
-    in_hand: Option<(SessionId, Vec<u8>)>,
+    /// Frames of the batch in hand that have not been applied, where they are applied one by one.
+    in_hand: Option<(SessionId, Bytes)>,
     legacy: Rc<RefCell<Legacy>>,
     clock: Clock,
     timer: Option<(Tick, SpawnHandle)>,
@@ -91,7 +91,7 @@ impl HubShard {
     fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self)) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             self.guard.blame(&*panic);
-            self.out.abandon();
+            // What was gathered did happen: messages are out already, so their answers go out too.
             self.refuse_inputs();
             actix::ActorContext::terminate(ctx);
             return;
@@ -112,6 +112,7 @@ impl HubShard {
         for input in self.inputs.drain(..) {
             match input {
                 Input::HasRead(_) => {}
+                Input::Frames(batch) if batch.quiet => {}
                 Input::Frames(batch) => refuse(&mut self.out, batch.from.session, &batch.chunk),
                 Input::Closed(session) => {
                     self.legacy.borrow_mut().subscriptions.remove(&session);
@@ -144,25 +145,42 @@ impl HubShard {
         match batch.chunk.get(5).and_then(|op| Op::from_u8(*op)) {
             Some(Op::Subscribe | Op::Unsubscribe) => self.control(now, batch),
             Some(Op::Direct | Op::Broadcast) => {
-                for frame in Frames(&batch.chunk) {
+                let from = batch.from.session;
+                let chunk = batch.chunk.freeze();
+                self.in_hand = Some((from, chunk.clone()));
+                for frame in Frames(&chunk) {
                     if let Err(e) = self.message_agents(&batch.from, &frame) {
-                        HubSink::error(&mut self.out, batch.from.session, frame.prefix.id, e);
+                        HubSink::error(&mut self.out, from, frame.prefix.id, e);
                     }
+                    self.applied(&frame);
                 }
+                self.in_hand = None;
             }
             _ => self.hub.apply(now, batch.from.session, batch.chunk, batch.quiet, &mut self.out),
         }
     }
 
-    fn control(&mut self, now: Tick, mut batch: Batch) {
+    /// A frame of the batch in hand is done.
+    fn applied(&mut self, frame: &FrameRef<'_>) {
+        if let Some((_, rest)) = &mut self.in_hand {
+            bytes::Buf::advance(rest, hive_proto::PREFIX_LEN + frame.prefix.length as usize);
+        }
+    }
+
+    fn control(&mut self, now: Tick, batch: Batch) {
         let from = batch.from.session;
-        self.in_hand = Some((from, batch.chunk.to_vec()));
-        while let Some(frame) = Frames(&batch.chunk).next() {
+        let chunk = batch.chunk.freeze();
+        // Copies for other shards are answered by the first one.
+        self.in_hand = (!batch.quiet).then(|| (from, chunk.clone()));
+        let mut rest = &chunk[..];
+        for frame in Frames(&chunk) {
             let prefix = frame.prefix;
-            let one = batch.chunk.split_to(hive_proto::PREFIX_LEN + prefix.length as usize);
-            let copy = Bytes::copy_from_slice(&one);
+            let (one, later) = rest.split_at(hive_proto::PREFIX_LEN + prefix.length as usize);
+            rest = later;
+            let copy = Bytes::copy_from_slice(one);
             let before = self.hub.counters().subscriptions;
-            self.hub.apply(now, from, one, batch.quiet, &mut self.out);
+            self.hub.apply(now, from, BytesMut::from(one), batch.quiet, &mut self.out);
+            self.applied(&frame);
             let after = self.hub.counters().subscriptions;
             let mut legacy = self.legacy.borrow_mut();
             let mine = legacy.subscriptions.entry(from).or_default();

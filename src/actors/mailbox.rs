@@ -71,7 +71,9 @@ impl Inlet {
     pub fn push(&self, batch: Batch, cx: &Context<'_>) -> Result<(), Batch> {
         let mut q = self.0.queue.lock();
         if q.inputs.len() >= BATCHES_MAX || q.bytes + batch.chunk.len() > BYTES_MAX && !q.inputs.is_empty() {
-            q.blocked.push(cx.waker().clone());
+            if !q.blocked.iter().any(|w| w.will_wake(cx.waker())) {
+                q.blocked.push(cx.waker().clone());
+            }
             return Err(batch);
         }
         q.bytes += batch.chunk.len();

@@ -95,7 +95,7 @@ struct Queues {
     data: VecDeque<Piece>,
     bytes: usize,
     answer_bytes: usize,
-    lost: Vec<(u32, u64)>,
+    lost: hashbrown::HashMap<u32, u64>,
     missed: u64,
     next_stream: u32,
     /// The dispatcher waits until there is room.
@@ -204,10 +204,7 @@ impl Outbox {
         let alone = q.bytes == 0
             && self.limits.total.load(Ordering::Relaxed) + frames.len() <= self.limits.total_bytes_max;
         if self.over(q.bytes + frames.len()) && !alone {
-            match q.lost.iter_mut().find(|(s, _)| *s == sub) {
-                Some((_, n)) => *n += u64::from(count),
-                None => q.lost.push((sub, u64::from(count))),
-            }
+            *q.lost.entry(sub).or_default() += u64::from(count);
             return false;
         }
         if count == 1 && frames.len() > FRAGMENT_BYTES {
@@ -270,7 +267,7 @@ impl Outbox {
             return;
         }
         let mut buf = pool::take();
-        for (sub, n) in q.lost.drain(..) {
+        for (sub, n) in q.lost.drain() {
             write_frame(&mut buf, Op::MessagesLost, 0, sub, 0, &[&n.to_le_bytes()], &[]);
         }
         if q.missed > 0 {
@@ -293,8 +290,9 @@ impl Outbox {
     /// Notes that the dispatcher has more, unless there is room now.
     pub fn stall(&self) -> bool {
         let mut q = self.queues.lock();
-        q.stalled = self.over(q.bytes);
-        q.stalled
+        let over = self.over(q.bytes);
+        q.stalled |= over; // another consumer of the session may be waiting already
+        over
     }
 
     /// The session is gone: nothing is queued any more.

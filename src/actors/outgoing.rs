@@ -72,6 +72,15 @@ impl Dest {
         self.peer.as_ref().is_none_or(|p| p.outbox.is_full(self.data.len()))
     }
 
+    /// Pushes what has been gathered, where something goes to the outbox directly.
+    fn push_gathered(&mut self) {
+        if !(self.data.is_empty() && self.answers.is_empty())
+            && let Some(peer) = &self.peer
+        {
+            self.full = peer.outbox.push(&mut self.answers, &mut self.data);
+        }
+    }
+
     fn close_frame(&mut self) {
         let Some(open) = self.open.take() else { return };
         let start = open.frame.start();
@@ -296,6 +305,7 @@ impl TaskSink for Outgoing {
 impl HubSink for Outgoing {
     fn deliver(&mut self, to: SessionId, sub: u32, count: u32, frames: Bytes) {
         let Some(d) = self.dest(to) else { return };
+        d.push_gathered(); // frames keep their order
         if d.peer.as_ref().is_some_and(|p| p.outbox.deliver(sub, count, frames)) {
             self.delivered += u64::from(count);
         } else {
@@ -311,6 +321,7 @@ impl HubSink for Outgoing {
             return TaskSink::error(self, to, id, WireError::new(Code::ReceiverSlow, text).maybe_done());
         }
         if frame.len() > FRAGMENT_BYTES {
+            d.push_gathered();
             if let Some(p) = &d.peer {
                 p.outbox.push_large(&frame);
             }

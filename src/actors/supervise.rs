@@ -6,6 +6,7 @@
 //! ```
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,8 +112,10 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF_MAX);
                 born = tokio::time::Instant::now();
-                let next = factory(restarts, guard()).start();
-                *current.lock() = Some(next);
+                // A panic in the factory drops the guard, which reports one more death: tried again after the backoff.
+                if let Ok(actor) = catch_unwind(AssertUnwindSafe(|| factory(restarts, guard()))) {
+                    *current.lock() = Some(actor.start());
+                }
             }
         };
         actix_rt::spawn(Abortable::new(watch, registration));

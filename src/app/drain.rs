@@ -69,9 +69,11 @@ async fn drain(server: &Server) {
 
 /// Nothing runs, and nothing waits for which there is a worker.
 async fn until_idle(server: &Server) {
-    while let Some(d) = server.dispatcher_view().await {
-        let busy = |q: &crate::core::tasks::QueueView| q.running > 0 || q.waiting > 0 && q.consumers > 0;
-        if server.directory.is_empty() || !d.queues.iter().any(busy) {
+    let busy = |q: &crate::core::tasks::QueueView| q.running > 0 || q.waiting > 0 && q.consumers > 0;
+    loop {
+        // A dispatcher that restarts has no view, and is not idle.
+        let idle = server.dispatcher_view().await.is_some_and(|d| !d.queues.iter().any(busy));
+        if idle || server.directory.is_empty() {
             return;
         }
         tokio::time::sleep(LOOK).await;

@@ -273,3 +273,31 @@ fn one_session_panics() {
     assert_eq!(again.complete(&tasks).accepted, 10);
     assert!(server.is_running());
 }
+
+/// A batch that a panic ends did not happen: what it asked for is refused, and asking again works.
+#[test]
+fn what_a_panic_interrupts_is_answered_and_can_be_asked_again() {
+    let server = Server::with(CONFIG);
+    let (mut submitter, mut worker) = (server.client(), server.client());
+    let task = submitter.submit("q", &[b"x"])[0];
+    let header = [&[0_u8][..], &60_000_u32.to_le_bytes()].concat();
+    let wait = submitter.ask(Op::Wait, 0, 1, &header, &task.0.to_le_bytes());
+    submitter.echo();
+    server.queue_has("q", "waiting", 1);
+    server.panic("dispatcher");
+    let work = messages::encode(&messages::Work {
+        queue: "q".into(),
+        credit_tasks: 10,
+        credit_bytes: 1000,
+        labels: vec![],
+    });
+    let consumer = worker.fresh();
+    worker.send(Op::Work, 0, consumer, 0, &work, &[]);
+    assert_error(&worker.answer(consumer).expect_err("interrupted"), Code::Restarted, "did not happen");
+    assert_error(&submitter.answer(wait).expect_err("gone"), Code::Restarted, "restarted");
+    worker.send(Op::Work, 0, consumer, 0, &work, &[]);
+    worker.answer(consumer).expect("the id is free");
+    let again = submitter.submit("q", &[b"again"])[0];
+    let assigned = worker.next(Op::Assign);
+    assert_eq!(items::<Assign<'_>>(&assigned)[0].lease.task, again);
+}

@@ -15,7 +15,7 @@ impl Hub {
         sink: &mut impl HubSink,
     ) -> Result<(), WireError> {
         let frame = whole(frame)?;
-        let wish = match judged(frame.header) {
+        let wish = match judged(&frame) {
             Err(_) if quiet => return Ok(()),
             wish => wish?,
         };
@@ -71,8 +71,11 @@ impl Hub {
     }
 }
 
-fn judged(header: &[u8]) -> Result<Subscribe, WireError> {
-    let wish: Subscribe = messages::decode(header)?;
+fn judged(frame: &FrameRef<'_>) -> Result<Subscribe, WireError> {
+    if !frame.payload.is_empty() {
+        return Err(WireError::new(Code::MalformedFrame, "Subscribe has no payload"));
+    }
+    let wish: Subscribe = messages::decode(frame.header)?;
     names::pattern(wish.subject.as_bytes())?;
     if let Some(group) = &wish.group
         && names::queue(group.as_bytes()).is_err()

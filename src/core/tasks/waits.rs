@@ -136,6 +136,11 @@ impl Board {
         self.sessions.entry(from).or_default().waits.insert(handle);
     }
 
+    /// Sessions and request ids of all waits under way.
+    pub fn open_waits(&self) -> impl Iterator<Item = (SessionId, u32)> + '_ {
+        self.waits.all.iter().flatten().map(|w| (w.session, w.request))
+    }
+
     /// A task that is waited for has its outcome.
     #[cold]
     pub(crate) fn waits_hit(&mut self, slot: Slot, sink: &mut impl TaskSink) {

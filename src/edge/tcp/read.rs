@@ -177,6 +177,9 @@ impl Session {
             return shards.remove(&f.prefix.id).map_or(Class::ControlAll, Class::Control);
         }
         let Ok(s) = messages::decode::<Subscribe>(f.header) else { return Class::Control(0) };
+        if hive_proto::names::pattern(s.subject.as_bytes()).is_err() {
+            return Class::Control(0); // which refuses it; the id stays free
+        }
         if s.subject.contains(['*', '>']) {
             return Class::ControlAll;
         }
@@ -186,17 +189,18 @@ impl Session {
     }
 
     fn dispatch(&mut self, cx: &Context<'_>, now: Tick, class: Class, chunk: BytesMut) {
+        if matches!(class, Class::Hub(_) | Class::Agents) {
+            self.peer.requests.store(true, Ordering::Relaxed);
+        }
         match class {
             Class::Local => self.local(cx, now, &chunk),
             Class::Dispatcher => {
                 self.peer.submits.store(true, Ordering::Relaxed);
                 self.send(cx, self.shard.dispatcher.clone(), now, chunk, false);
             }
-            Class::Hub(n) => {
-                self.peer.requests.store(true, Ordering::Relaxed);
+            Class::Hub(n) | Class::Control(n) => {
                 self.send(cx, self.shard.hubs[usize::from(n)].clone(), now, chunk, false);
             }
-            Class::Control(n) => self.send(cx, self.shard.hubs[usize::from(n)].clone(), now, chunk, false),
             Class::Agents => {
                 let own = usize::from(self.shard.number) % self.shard.hubs.len();
                 self.send(cx, self.shard.hubs[own].clone(), now, chunk, false);
@@ -284,7 +288,7 @@ impl Session {
                 return Ok(());
             }
         };
-        if assembler.bytes() == 0 {
+        if assembler.is_idle() {
             self.assembler = None;
         }
         let message = whole.try_into_mut().unwrap_or_else(|b| BytesMut::from(&b[..]));

@@ -112,11 +112,12 @@ impl Drop for Session {
     fn drop(&mut self) {
         let parts = self.assembler.as_ref().map_or(0, |a| a.bytes());
         self.shard.directory.parts_bytes.fetch_sub(parts, Ordering::Relaxed);
+        // Out of the directory first: an actor that has heard of the end must not find the session again.
+        self.shard.directory.close(&self.peer);
         self.shard.dispatcher.closed(self.peer.session);
         for hub in &self.shard.hubs {
             hub.closed(self.peer.session);
         }
-        self.shard.directory.close(&self.peer);
     }
 }
 

@@ -20,6 +20,28 @@ fn work(queue: &str) -> Vec<u8> {
     messages::encode(&Work { queue: queue.into(), credit_tasks: 1, credit_bytes: 1, labels: vec![] })
 }
 
+/// The decoder quotes the key in its error, which must still fit into a frame: once it did not, and killed the actor.
+#[test]
+fn a_key_as_long_as_a_header() {
+    beside_a_bystander("", |server| {
+        let mut client = server.client();
+        let header = messages::encode(&std::collections::BTreeMap::from([("k".repeat(16_300), 1)]));
+        for op in [Op::Work, Op::Subscribe] {
+            refused(&mut client, op, &header, &[], Code::MalformedHeader, "unknown field `kkk");
+        }
+        assert_eq!(server.restarts("dispatcher-0") + server.restarts("hub-0"), 0);
+    });
+}
+
+#[test]
+fn a_subscription_with_a_payload() {
+    beside_a_bystander("", |server| {
+        let mut client = server.client();
+        let header = messages::encode(&Subscribe { subject: "a".into(), group: None });
+        refused(&mut client, Op::Subscribe, &header, &[7; 1000], Code::MalformedFrame, "no payload");
+    });
+}
+
 #[test]
 fn bad_queue_name() {
     beside_a_bystander("", |server| {
