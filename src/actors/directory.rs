@@ -65,6 +65,24 @@ impl Peer {
     }
 }
 
+/// A connection, counted as long as this lives, wherever it is lost.
+#[derive(Debug)]
+pub struct Counted(Arc<Directory>);
+
+impl Counted {
+    /// Counts one more, unless there are `max` already.
+    pub fn new(directory: &Arc<Directory>, max: usize) -> Option<Self> {
+        let counted = Self(directory.clone());
+        (directory.connections.fetch_add(1, Ordering::Relaxed) < max).then_some(counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// All sessions that have logged in.
 #[derive(Debug)]
 pub struct Directory {

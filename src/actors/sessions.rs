@@ -12,7 +12,7 @@ use hive_proto::error::Code;
 use hive_proto::{Op, WireError, messages};
 
 use super::Clock;
-use super::directory::{Directory, Wish};
+use super::directory::{Counted, Directory, Wish};
 use super::supervise::DeathGuard;
 
 const SWEEP: Duration = Duration::from_millis(500);
@@ -20,7 +20,7 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// Starts the task of a new connection; the edge implements it.
 pub trait Spawn {
     /// Takes the connection over.
-    fn spawn(&self, stream: std::net::TcpStream);
+    fn spawn(&self, stream: std::net::TcpStream, counted: Counted);
 }
 
 /// What an owner needs.
@@ -101,13 +101,13 @@ impl Actor for Sessions {
 /// A connection for this shard.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Accept(pub std::net::TcpStream);
+pub struct Accept(pub std::net::TcpStream, pub Counted);
 
 impl Handler<Accept> for Sessions {
     type Result = ();
 
-    fn handle(&mut self, Accept(stream): Accept, ctx: &mut Self::Context) {
-        self.guarded(ctx, |this| this.setup.spawn.spawn(stream));
+    fn handle(&mut self, Accept(stream, counted): Accept, ctx: &mut Self::Context) {
+        self.guarded(ctx, |this| this.setup.spawn.spawn(stream, counted));
     }
 }
 

@@ -21,7 +21,7 @@ use actix_rt::{Arbiter, ArbiterHandle};
 use bytes::BytesMut;
 use tokio::sync::{Notify, oneshot};
 
-use crate::actors::directory::Directory;
+use crate::actors::directory::{Counted, Directory};
 use crate::actors::mailbox::Inlet;
 use crate::actors::outbox::OutboxLimits;
 use crate::actors::supervise::{Roster, Supervised};
@@ -31,6 +31,9 @@ use crate::core::hub::HubLimits;
 use crate::core::tasks;
 use crate::edge::tcp::{Shard, Terms, TokenDigest, listen, session::Spawner};
 use crate::edge::{clock, host, http};
+
+/// File descriptors that are not for agents: HTTP, files, event loops.
+const OWN_DESCRIPTORS: usize = 128;
 
 /// What a server that serves tells of itself.
 #[derive(Clone, Debug)]
@@ -190,7 +193,7 @@ async fn serve(
         draining: plan.draining.clone(),
         stop: Notify::new(),
     });
-    start_accepting(&server, agents)?;
+    start_accepting(&server, agents, descriptors)?;
     let (http, http_handle) = http::serve(web, Arc::new(server.clone())).map_err(system("http"))?;
     actix_rt::spawn(http);
     on_ready(&server.ready);
@@ -223,22 +226,22 @@ fn parts_bytes(config: &Config) -> usize {
     share.max(config.limits.message_bytes_max as usize + hive_proto::PREFIX_LEN)
 }
 
-fn start_accepting(server: &Arc<Server>, listener: TcpListener) -> Result<(), AppError> {
+fn start_accepting(server: &Arc<Server>, listener: TcpListener, descriptors: u64) -> Result<(), AppError> {
     let limits = &server.config.limits;
-    let give = |at: usize| -> Box<dyn Fn(TcpStream) + Send> {
+    let give = |at: usize| -> Box<dyn Fn(TcpStream, Counted) + Send> {
         let server = server.clone();
-        Box::new(move |stream| match server.shards[at].sessions.addr() {
-            // Checked by the mailbox's bound; a connection that finds it full is dropped and comes again.
-            Some(addr) if addr.try_send(sessions::Accept(stream)).is_ok() => {}
-            _ => {
-                server.directory.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        Box::new(move |stream, counted| {
+            // While the owner is made anew a connection is closed, and comes again. What waits is bounded by `sockets_max`.
+            if let Some(addr) = server.shards[at].sessions.addr() {
+                let _ = addr.try_send(sessions::Accept(stream, counted));
             }
         })
     };
+    let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN_DESCRIPTORS);
     let acceptor = listen::Acceptor {
         listener,
         directory: server.directory.clone(),
-        sockets_max: limits.connections_max + limits.half_open_max,
+        sockets_max: (limits.connections_max + limits.half_open_max).min(room),
         shards: (0..server.shards.len()).map(give).collect(),
         draining: server.draining.clone(),
     };

@@ -433,6 +433,17 @@ async fn agents_write_to_each_other() {
 }
 
 #[tokio::test]
+async fn calls_end_when_a_hub_shard_restarts() {
+    let (client, mut conn) = Fake::start().await.pair().await;
+    let (sent, ()) = tokio::join!(client.send_to("bob", "hi"), async {
+        conn.expect(Op::Direct).await;
+        let error = messages::encode(&WireError::new(Code::Restarted, "a hub shard restarted").maybe_done());
+        conn.send(Op::Error, 0, 0, &error, &[]).await;
+    });
+    assert_eq!(sent.expect_err("nobody answers any more").code(), Some(Code::Restarted));
+}
+
+#[tokio::test]
 async fn large_messages_are_fragmented_both_ways() {
     let (client, mut conn) = Fake::start().await.pair().await;
     let big = Bytes::from(vec![7; 3 << 20]);

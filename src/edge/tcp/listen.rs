@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::actors::directory::Directory;
+use crate::actors::directory::{Counted, Directory};
 
 /// Gives each connection to the next shard.
 pub struct Acceptor {
@@ -17,7 +17,7 @@ pub struct Acceptor {
     /// Connections, logged in or not.
     pub sockets_max: usize,
     /// Where connections go, by shard.
-    pub shards: Vec<Box<dyn Fn(TcpStream) + Send>>,
+    pub shards: Vec<Box<dyn Fn(TcpStream, Counted) + Send>>,
     /// The server is about to stop.
     pub draining: Arc<AtomicBool>,
 }
@@ -50,10 +50,8 @@ impl Acceptor {
         while !self.draining.load(Ordering::Relaxed) {
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    if self.draining.load(Ordering::Relaxed) || !self.prepare(&stream) {
-                        continue;
-                    }
-                    self.shards[next](stream);
+                    let Some(counted) = self.prepare(&stream) else { continue };
+                    self.shards[next](stream, counted);
                     next = (next + 1) % self.shards.len();
                 }
                 Err(e) if e.kind() == ErrorKind::ConnectionAborted || e.kind() == ErrorKind::Interrupted => {}
@@ -65,15 +63,8 @@ impl Acceptor {
         }
     }
 
-    fn prepare(&self, stream: &TcpStream) -> bool {
-        if self.directory.connections.fetch_add(1, Ordering::Relaxed) >= self.sockets_max {
-            self.directory.connections.fetch_sub(1, Ordering::Relaxed);
-            return false;
-        }
-        let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_ok();
-        if !ready {
-            self.directory.connections.fetch_sub(1, Ordering::Relaxed);
-        }
-        ready
+    fn prepare(&self, stream: &TcpStream) -> Option<Counted> {
+        let counted = Counted::new(&self.directory, self.sockets_max)?;
+        stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_ok().then_some(counted)
     }
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::Shard;
 use super::login::login;
-use crate::actors::directory::{Peer, Wish};
+use crate::actors::directory::{Counted, Peer, Wish};
 use crate::actors::mailbox::{Batch, Inlet};
 use crate::actors::outbox::Piece;
 use crate::actors::sessions::Spawn;
@@ -126,10 +126,9 @@ impl Drop for Session {
 pub struct Spawner(pub Rc<Shard>);
 
 impl Spawn for Spawner {
-    fn spawn(&self, stream: std::net::TcpStream) {
+    fn spawn(&self, stream: std::net::TcpStream, counted: Counted) {
         let shard = self.0.clone();
         actix_rt::spawn(async move {
-            let counted = Counted(shard.clone());
             let Ok(mut stream) = TcpStream::from_std(stream) else { return };
             // Boxed, so that the login does not weigh on the session for the rest of its life.
             if let Some((peer, rest)) = Box::pin(login(&mut stream, &shard)).await {
@@ -137,14 +136,5 @@ impl Spawn for Spawner {
             }
             drop(counted);
         });
-    }
-}
-
-/// A connection as long as it is open.
-struct Counted(Rc<Shard>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.directory.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use foldhash::HashMap;
+use hive_proto::Code;
 use hive_proto::codec::{Frame, Frames};
 use hive_proto::fragment::Assembler;
 use hive_proto::messages::{self, Drain, TasksLost, Welcome};
@@ -384,6 +385,7 @@ impl State {
         };
         let Some(Pending { what, .. }) = self.pending.remove(&id) else {
             match error {
+                Some(e) if id == 0 && e.code() == Some(Code::Restarted) => self.fail_calls(&e),
                 Some(e) if id == 0 => self.last_words = Some(e),
                 _ if op == Op::Settled => tracing::warn!("settlements were refused: {:?}", refusals(frame)?),
                 _ => {}
@@ -413,6 +415,14 @@ impl State {
             Awaiting::Nothing => {}
         }
         Ok(())
+    }
+
+    /// A hub shard restarted, and does not know whose calls it had in hand: none of them is answered any more.
+    fn fail_calls(&mut self, e: &Error) {
+        let calls = self.pending.extract_if(|_, p| matches!(p.what, Awaiting::Call(_)));
+        for (_, call) in calls.collect::<Vec<_>>() {
+            self.fail(call.what, e);
+        }
     }
 
     fn fail(&mut self, what: Awaiting, e: &Error) {
