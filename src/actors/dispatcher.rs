@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, SpawnHandle, StreamHandler};
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
 use hashbrown::HashMap;
 use hive_proto::error::Code;
 use hive_proto::items::{self, Items, Reader};
@@ -20,6 +20,7 @@ use super::mailbox::{Batch, Inlet, Input};
 use super::outgoing::{Outgoing, restarted};
 use super::stats::{Histogram, Quantiles};
 use super::supervise::DeathGuard;
+use super::timer::Timer;
 use crate::core::tasks::{
     Board, Counters, Identity, Limits, Policy, QueueView, SubmitFrame, TaskSink, WaitMode,
 };
@@ -130,7 +131,7 @@ pub struct Dispatcher {
     changes: Vec<Change>,
     legacy: Rc<RefCell<Legacy>>,
     clock: Clock,
-    timer: Option<(Tick, SpawnHandle)>,
+    timer: Timer,
     guard: DeathGuard,
     batches: u64,
     decision: Histogram,
@@ -173,7 +174,7 @@ impl Dispatcher {
             changes: Vec::new(),
             legacy,
             clock,
-            timer: None,
+            timer: Timer::default(),
             guard,
             batches: 0,
             decision: Histogram::default(),
@@ -284,18 +285,10 @@ impl Dispatcher {
         }
     }
 
-    /// One timer, at the core's next deadline.
+    /// Arms the one timer, at the core's next deadline.
     fn arm(&mut self, ctx: &mut Context<Self>) {
-        let Some(next) = self.board.next_deadline() else { return };
-        if let Some((at, handle)) = self.timer {
-            if at <= next {
-                return;
-            }
-            ctx.cancel_future(handle);
-        }
-        let wait = std::time::Duration::from_nanos(next.since((self.clock)()).max(1_000_000));
-        let handle = ctx.run_later(wait, |this, ctx| {
-            this.timer = None;
+        self.timer.arm(self.board.next_deadline(), self.clock, ctx, |this, ctx| {
+            this.timer.fired();
             this.guarded(ctx, |this| {
                 let now = (this.clock)();
                 this.board.on_deadline(now, &mut this.out);
@@ -303,7 +296,6 @@ impl Dispatcher {
                 this.out.flush();
             });
         });
-        self.timer = Some((next, handle));
     }
 }
 

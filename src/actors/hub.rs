@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, SpawnHandle, StreamHandler};
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use hive_proto::error::Code;
@@ -18,6 +18,7 @@ use super::directory::{Directory, Peer};
 use super::mailbox::{Batch, Inlet, Input};
 use super::outgoing::{Outgoing, restarted};
 use super::supervise::DeathGuard;
+use super::timer::Timer;
 use crate::core::hub::{Counters, Hub, HubLimits, HubSink};
 use crate::core::time::Tick;
 
@@ -62,7 +63,7 @@ pub struct HubShard {
     in_hand: Option<(SessionId, Bytes)>,
     legacy: Rc<RefCell<Legacy>>,
     clock: Clock,
-    timer: Option<(Tick, SpawnHandle)>,
+    timer: Timer,
     guard: DeathGuard,
     fault: bool,
 }
@@ -85,7 +86,17 @@ impl HubShard {
         }
         let clock = s.clock;
         drop(l);
-        Self { hub, out, inputs: Vec::new(), in_hand: None, legacy, clock, timer: None, guard, fault: false }
+        Self {
+            hub,
+            out,
+            inputs: Vec::new(),
+            in_hand: None,
+            legacy,
+            clock,
+            timer: Timer::default(),
+            guard,
+            fault: false,
+        }
     }
 
     fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self)) {
@@ -233,22 +244,13 @@ impl HubShard {
     }
 
     fn arm(&mut self, ctx: &mut Context<Self>) {
-        let Some(next) = self.hub.next_deadline() else { return };
-        if let Some((at, handle)) = self.timer {
-            if at <= next {
-                return;
-            }
-            ctx.cancel_future(handle);
-        }
-        let wait = std::time::Duration::from_nanos(next.since((self.clock)()).max(1_000_000));
-        let handle = ctx.run_later(wait, |this, ctx| {
-            this.timer = None;
+        self.timer.arm(self.hub.next_deadline(), self.clock, ctx, |this, ctx| {
+            this.timer.fired();
             this.guarded(ctx, |this| {
                 this.hub.on_deadline((this.clock)(), &mut this.out);
                 this.out.flush();
             });
         });
-        self.timer = Some((next, handle));
     }
 }
 

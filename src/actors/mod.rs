@@ -15,6 +15,7 @@ pub mod outgoing;
 pub mod sessions;
 pub mod stats;
 pub mod supervise;
+mod timer;
 
 use crate::core::time::Tick;
 

@@ -171,18 +171,7 @@ pub(crate) fn text(s: &Status) -> String {
     if s.agents_total > s.agents.len() as u64 {
         out += &format!("and {} more\n", s.agents_total - s.agents.len() as u64);
     }
-    let heads = [
-        "shard",
-        "connections",
-        "tasks",
-        "decision p50",
-        "p99",
-        "memory",
-        "subscriptions",
-        "delivered",
-        "lost",
-    ];
-    out += &section("shards", &heads, shards(s));
+    out += &section("shards", &SHARD_HEADS, shards(s));
     out += &section("actors", &["actor", "restarts", "last panic"], actors(s));
     out
 }
@@ -202,6 +191,10 @@ pub(crate) fn agents(s: &Status) -> Vec<Vec<String>> {
     let row = |a: &Agent| vec![a.id.clone(), a.client.clone(), a.labels.join(" "), duration(a.connected_s)];
     s.agents.iter().map(row).collect()
 }
+
+/// The heads of the table of shards.
+pub(crate) const SHARD_HEADS: [&str; 9] =
+    ["shard", "connections", "tasks", "decision p50", "p99", "memory", "subscriptions", "delivered", "lost"];
 
 /// The cells of the table of shards.
 pub(crate) fn shards(s: &Status) -> Vec<Vec<String>> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::failure::Failure;
 use super::output;
-use super::status::{Status, agents, bytes, duration, fetch, fetch_value, queues, shards, text};
+use super::status::{SHARD_HEADS, Status, agents, bytes, duration, fetch, fetch_value, queues, shards, text};
 use super::target::{Reach, Target};
 
 const PERIOD: Duration = Duration::from_secs(1);
@@ -190,18 +190,7 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
         &["agent", "client", "labels", "connected"],
         agents(s),
     );
-    let heads = [
-        "shard",
-        "connections",
-        "tasks",
-        "decision p50",
-        "p99",
-        "memory",
-        "subscriptions",
-        "delivered",
-        "lost",
-    ];
-    list(frame, bottom, "shards", &heads, shards(s));
+    list(frame, bottom, "shards", &SHARD_HEADS, shards(s));
 }
 
 fn heading(view: &View) -> Vec<Line<'static>> {
