@@ -49,8 +49,9 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Memory of the whole server, bytes: 24 MiB for the program, of the rest 86 % for tasks, 8 % for what waits to be
-    /// written, 6 % for messages that have not arrived whole.
+    /// Memory of the whole server, bytes: 24 MiB for the program, of the rest 86 % for tasks, workers and subscriptions,
+    /// 7 % for what waits to be written, 4 % for frames and messages that have not arrived whole, 3 % for what is being
+    /// handled.
     pub memory_bytes_max: usize,
     /// Results kept, bytes. They count as tasks; what exceeds 8 % of the memory is kept free for them.
     pub results_bytes_max: usize,

@@ -96,7 +96,7 @@ codes! {
     TooManyRequests = 410, "too_many_requests", true, "The server has requests_max requests under way.";
 
     Overloaded = 500, "overloaded", true, "The server has more work than it can take. Try again after retry_after_ms.";
-    MemoryFull = 501, "memory_full", true, "The waiting tasks fill the server's memory limit (memory_bytes_max). Add workers, or try again after retry_after_ms.";
+    MemoryFull = 501, "memory_full", true, "Tasks, workers and subscriptions fill the server's memory limit (memory_bytes_max). Add workers, or try again after retry_after_ms.";
     Draining = 502, "draining", true, "The server is shutting down. Connect to another.";
     Restarted = 503, "restarted", true, "The part of the server that handled the request restarted. Send it again.";
     Internal = 504, "internal", true, "An error that should not be. The server's log says more.";

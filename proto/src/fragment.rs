@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::codec::cut;
 use crate::error::{Code, WireError};
-use crate::frame::{Flags, FrameRef, Op, PREFIX_LEN, write_frame};
+use crate::frame::{Flags, FrameRef, Op, PREFIX_LEN, Prefix, write_frame};
 
 /// Fragmented messages that one side of a connection may have under way.
 pub const STREAMS_MAX: usize = 16;
@@ -30,7 +30,7 @@ pub fn split(frame: &[u8], stream: u32, fragment_bytes: usize, mut emit: impl Fn
 }
 
 /// Puts fragments of one connection together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Assembler {
     message_bytes_max: usize,
     streams: HashMap<u32, Stream>,
@@ -81,6 +81,22 @@ impl Assembler {
             self.streams.insert(stream, Stream::Refused);
         }
         result
+    }
+
+    /// Refuses a fragment of which only the beginning is known, and with it its message. Gives the id of the message, 0
+    /// where it is not known.
+    pub fn refuse(&mut self, fragment: Prefix, piece: &[u8]) -> u32 {
+        let stream = fragment.id;
+        let id = match self.streams.get(&stream) {
+            Some(Stream::Filling(message)) if !message.is_empty() => id_inside(message),
+            Some(Stream::Refused) => 0,
+            _ => id_inside(piece),
+        };
+        self.forget(stream);
+        if !fragment.flags.has(Flags::LAST) && self.streams.len() < 4 * STREAMS_MAX {
+            self.streams.insert(stream, Stream::Refused);
+        }
+        id
     }
 
     fn fill(&mut self, stream: u32, piece: &[u8], last: bool) -> Result<Option<Bytes>, (u32, WireError)> {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use dashmap::DashMap;
 use hive_proto::error::Code;
-use hive_proto::{SessionId, WireError};
+use hive_proto::{PREFIX_LEN, SessionId, WireError};
+use parking_lot::Mutex;
 
 use super::outbox::{Outbox, OutboxLimits};
 use crate::core::time::Tick;
@@ -41,6 +42,12 @@ pub struct Peer {
     pub requests: AtomicBool,
     /// What others want of the session's task; see [`Wish`].
     pub wish: AtomicU32,
+    /// Batches of it that actors have not answered.
+    in_flight: AtomicUsize,
+    /// Its task waits until there are none.
+    awaited: AtomicBool,
+    /// Subscriptions that a hub shard has refused, so that the session forgets which shard has them.
+    pub refused: Mutex<Vec<u32>>,
 }
 
 /// What others want of a session's task.
@@ -61,8 +68,91 @@ impl Peer {
     /// Asks the session's task for something.
     pub fn wish(&self, wish: Wish) {
         self.wish.store(wish as u32, Ordering::Release);
-        self.outbox.miss(0); // wakes it
+        self.outbox.wake();
     }
+
+    /// Whether everything that the session sent has been answered; if not, its task is woken when it has been.
+    pub fn is_answered(&self) -> bool {
+        self.awaited.store(true, Ordering::SeqCst);
+        self.in_flight.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// What an actor answers to a frame that it refuses takes about this much, bytes. A frame may be 16 bytes.
+const ANSWER_BYTES: usize = 200;
+
+/// Frames on their way to an actor and through it, counted until their answers are queued.
+#[derive(Debug)]
+pub struct InFlight {
+    /// Who sent them.
+    pub peer: Arc<Peer>,
+    directory: Arc<Directory>,
+    weight: usize,
+}
+
+impl InFlight {
+    /// Counts `frames` frames of `bytes` bytes.
+    pub fn new(directory: &Arc<Directory>, peer: &Arc<Peer>, frames: usize, bytes: usize) -> Self {
+        let weight = bytes + frames * ANSWER_BYTES;
+        peer.in_flight.fetch_add(1, Ordering::SeqCst);
+        directory.in_flight_bytes.fetch_add(weight, Ordering::Relaxed);
+        Self { peer: peer.clone(), directory: directory.clone(), weight }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.directory.in_flight_bytes.fetch_sub(self.weight, Ordering::Relaxed);
+        if self.peer.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.peer.awaited.load(Ordering::SeqCst)
+        {
+            self.peer.awaited.store(false, Ordering::SeqCst);
+            self.peer.outbox.wake();
+        }
+    }
+}
+
+/// What one session holds of frames and messages that have not arrived whole, counted as long as it does.
+#[derive(Debug)]
+pub struct Arriving {
+    directory: Arc<Directory>,
+    bytes: usize,
+}
+
+impl Arriving {
+    /// Nothing yet.
+    pub fn new(directory: &Arc<Directory>) -> Self {
+        Self { directory: directory.clone(), bytes: 0 }
+    }
+
+    /// It holds so many bytes now.
+    pub fn set(&mut self, bytes: usize) {
+        let all = &self.directory.arriving_bytes;
+        all.fetch_add(bytes, Ordering::Relaxed);
+        all.fetch_sub(std::mem::replace(&mut self.bytes, bytes), Ordering::Relaxed);
+    }
+
+    /// What it may hold, bytes: its own and what nobody has taken.
+    pub fn room(&self) -> usize {
+        let d = &self.directory;
+        self.bytes + d.budget.arriving.saturating_sub(d.arriving_bytes.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// How the memory is shared out, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Tasks and subscriptions.
+    pub pool: usize,
+    /// Frames and messages that have not arrived whole.
+    pub arriving: usize,
+    /// Frames in the hands of actors, and their answers.
+    pub in_flight: usize,
 }
 
 /// A connection, counted as long as this lives, wherever it is lost.
@@ -83,6 +173,50 @@ impl Drop for Counted {
     }
 }
 
+/// Memory that tasks and subscriptions fill together, bytes: whoever comes first.
+#[derive(Debug)]
+pub struct Pool {
+    bytes_max: usize,
+    tasks: AtomicUsize,
+    subscriptions: AtomicUsize,
+}
+
+impl Pool {
+    /// Subscriptions may always take one part in so many: a server full of tasks must let those in that empty it.
+    const SUBSCRIPTIONS_SHARE: usize = 64;
+
+    fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, tasks: AtomicUsize::new(0), subscriptions: AtomicUsize::new(0) }
+    }
+
+    /// Tasks take so much now.
+    pub fn tasks(&self, bytes: usize) {
+        self.tasks.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What subscriptions take.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more subscription finds room.
+    pub fn has_room_for_subscription(&self, bytes: usize) -> bool {
+        let subscriptions = self.subscriptions() + bytes;
+        subscriptions <= self.bytes_max / Self::SUBSCRIPTIONS_SHARE
+            || subscriptions + self.tasks.load(Ordering::Relaxed) <= self.bytes_max
+    }
+
+    /// A subscription came.
+    pub fn subscribed(&self, bytes: usize) {
+        self.subscriptions.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A subscription went.
+    pub fn unsubscribed(&self, bytes: usize) {
+        self.subscriptions.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 /// All sessions that have logged in.
 #[derive(Debug)]
 pub struct Directory {
@@ -92,8 +226,11 @@ pub struct Directory {
     connections_max: usize,
     /// Connections, logged in or not.
     pub connections: AtomicUsize,
-    /// What all sessions hold of messages in fragments that are not complete, bytes.
-    pub parts_bytes: AtomicUsize,
+    /// What tasks and subscriptions hold.
+    pub pool: Pool,
+    budget: Budget,
+    arriving_bytes: AtomicUsize,
+    in_flight_bytes: AtomicUsize,
     /// Bounds of outboxes.
     pub outbox_limits: Arc<OutboxLimits>,
 }
@@ -111,14 +248,17 @@ pub struct Login {
 
 impl Directory {
     /// Nobody is connected.
-    pub fn new(connections_max: usize, outbox_limits: OutboxLimits) -> Self {
+    pub fn new(connections_max: usize, budget: Budget, outbox_limits: OutboxLimits) -> Self {
         Self {
             sessions: DashMap::new(),
             agents: DashMap::new(),
             next: AtomicU32::new(0),
             connections_max,
             connections: AtomicUsize::new(0),
-            parts_bytes: AtomicUsize::new(0),
+            pool: Pool::new(budget.pool),
+            budget,
+            arriving_bytes: AtomicUsize::new(0),
+            in_flight_bytes: AtomicUsize::new(0),
             outbox_limits: Arc::new(outbox_limits),
         }
     }
@@ -156,9 +296,18 @@ impl Directory {
             submits: AtomicBool::new(false),
             requests: AtomicBool::new(false),
             wish: AtomicU32::new(Wish::None as u32),
+            in_flight: AtomicUsize::new(0),
+            awaited: AtomicBool::new(false),
+            refused: Mutex::default(),
         });
         self.sessions.insert(session, peer.clone());
         Ok(peer)
+    }
+
+    /// How many bytes of requests may be read now, such that they and their answers, up to a dozen times as long, find room.
+    pub fn readable_bytes(&self) -> usize {
+        let in_flight = self.budget.in_flight.saturating_sub(self.in_flight_bytes.load(Ordering::Relaxed));
+        in_flight.min(self.outbox_limits.room()) / (1 + ANSWER_BYTES / PREFIX_LEN)
     }
 
     /// Ids count up; after four billion connections those still in use are passed over. 0 stands for nobody.

@@ -209,27 +209,26 @@ impl Dispatcher {
         let mut legacy = self.legacy.borrow_mut();
         let mut credited = std::mem::take(&mut self.credited);
         self.changes.clear();
+        let mut answered = Vec::new(); // once it is dropped
         for input in self.inputs.drain(..) {
             match input {
                 Input::HasRead(_) => {} // the next board has paused nobody
-                Input::Closed(session) => {
-                    legacy.consumers.remove(&session);
+                Input::Closed(from) => {
+                    legacy.consumers.remove(&from.peer.session);
+                    answered.push(from);
                 }
                 Input::Frames(batch) => {
                     for frame in Frames(&batch.chunk) {
                         match credited.checked_sub(1) {
                             Some(left) => credited = left,
-                            None => settle_credit(&batch.from, &frame),
+                            None => settle_credit(&batch.from.peer, &frame),
                         }
-                        if frame.prefix.id != 0 {
-                            TaskSink::error(
-                                &mut self.out,
-                                batch.from.session,
-                                frame.prefix.id,
-                                restarted("the dispatcher"),
-                            );
+                        let (to, id) = (batch.from.peer.session, frame.prefix.id);
+                        if id != 0 && !self.out.was_answered(to, id) {
+                            TaskSink::error(&mut self.out, to, id, restarted("the dispatcher"));
                         }
                     }
+                    answered.push(batch.from);
                 }
             }
         }
@@ -239,17 +238,18 @@ impl Dispatcher {
     fn process(&mut self) {
         let now = (self.clock)();
         assert!(!std::mem::take(&mut self.fault), "injected fault");
+        self.board.set_elsewhere(self.legacy.borrow().directory.pool.subscriptions());
         let tasks_before = decided(&self.board.counters());
         for at in 0..self.inputs.len() {
             match &self.inputs[at] {
                 Input::Frames(batch) => {
-                    let (peer, read_at) = (batch.from.clone(), batch.read_at);
+                    let (peer, read_at) = (batch.from.peer.clone(), batch.read_at);
                     self.apply(now, at, &peer);
                     self.queued.record(now.since(read_at));
                 }
                 Input::HasRead(session) => self.board.resume(*session),
-                Input::Closed(session) => {
-                    let session = *session;
+                Input::Closed(from) => {
+                    let session = from.peer.session;
                     self.board.session_closed(now, session, &mut self.out);
                     self.changes.push(Change::Gone(session));
                     self.out.closed(session);
@@ -259,6 +259,7 @@ impl Dispatcher {
         self.board.pump(now, &mut self.out);
         let mut legacy = self.legacy.borrow_mut();
         legacy.next_seq = self.board.next_seq();
+        legacy.directory.pool.tasks(self.board.memory_bytes());
         self.changes.drain(..).for_each(|c| legacy.apply(c));
         drop(legacy);
         let tasks = decided(&self.board.counters()) - tasks_before;
@@ -266,9 +267,9 @@ impl Dispatcher {
         if let Some(each) = (self.clock)().since(now).checked_div(tasks) {
             self.decision.record(each);
         }
+        self.out.flush();
         self.inputs.clear();
         self.credited = 0;
-        self.out.flush();
     }
 
     fn apply(&mut self, now: Tick, input: usize, peer: &Arc<Peer>) {

@@ -8,15 +8,15 @@ use std::sync::atomic::Ordering;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
 use bytes::{Bytes, BytesMut};
-use hashbrown::HashMap;
 use hive_proto::error::Code;
 use hive_proto::frame::write_frame;
-use hive_proto::{Flags, FrameRef, Frames, Op, SessionId, WireError, ids::Durability, messages};
+use hive_proto::{Flags, FrameRef, Frames, Op, PREFIX_LEN, SessionId, WireError, ids::Durability, messages};
 
 use super::Clock;
-use super::directory::{Directory, Peer};
+use super::directory::{Directory, InFlight, Peer};
 use super::mailbox::{Batch, Inlet, Input};
 use super::outgoing::{Outgoing, restarted};
+use super::subscriptions::{Open, OpenSubscriptions, cost, wildcards};
 use super::supervise::DeathGuard;
 use super::timer::Timer;
 use crate::core::hub::{Counters, Hub, HubLimits, HubSink};
@@ -26,8 +26,7 @@ use crate::core::time::Tick;
 #[derive(Debug)]
 struct Legacy {
     setup: Setup,
-    /// Subscribe frames of open subscriptions and whether they were copies for this shard.
-    subscriptions: HashMap<SessionId, HashMap<u32, (Bytes, bool)>>,
+    open: OpenSubscriptions,
 }
 
 /// What a hub shard needs to begin.
@@ -35,8 +34,12 @@ struct Legacy {
 pub struct Setup {
     /// Number of the shard.
     pub shard: u8,
+    /// Number of shards.
+    pub shards: usize,
     /// Where sessions put batches.
     pub inlet: Inlet,
+    /// The other shards, if this is the first: they get copies of subscriptions with wildcards.
+    pub others: Vec<Inlet>,
     /// Who is connected.
     pub directory: Arc<Directory>,
     /// Bounds.
@@ -47,9 +50,19 @@ pub struct Setup {
     pub hash_seed: u64,
 }
 
+impl Setup {
+    /// The session remembers which shard has a subscription, where there are several.
+    fn refused(&self, peer: &Peer, id: u32) {
+        if self.shards > 1 {
+            peer.refused.lock().push(id);
+        }
+    }
+}
+
 /// A factory for [`super::supervise::Supervised::start`].
 pub fn factory(setup: Setup) -> impl FnMut(u32, DeathGuard) -> HubShard {
-    let legacy = Rc::new(RefCell::new(Legacy { setup, subscriptions: HashMap::new() }));
+    let open = OpenSubscriptions::new(setup.directory.clone());
+    let legacy = Rc::new(RefCell::new(Legacy { setup, open }));
     move |incarnation, guard| HubShard::new(incarnation, guard, legacy.clone())
 }
 
@@ -59,6 +72,8 @@ pub struct HubShard {
     hub: Hub,
     out: Outgoing,
     inputs: Vec<Input>,
+    /// Senders of what has been applied, whose answers have not been queued.
+    answered: Vec<InFlight>,
     /// Frames of the batch in hand that have not been applied, where they are applied one by one.
     in_hand: Option<(SessionId, Bytes)>,
     legacy: Rc<RefCell<Legacy>>,
@@ -77,10 +92,8 @@ impl HubShard {
         if incarnation > 0 {
             report_loss(&s.directory);
             out.muted = true;
-            for (session, subscriptions) in &l.subscriptions {
-                for (frame, quiet) in subscriptions.values() {
-                    hub.apply((s.clock)(), *session, BytesMut::from(&frame[..]), *quiet, &mut out);
-                }
+            for (session, open) in l.open.iter() {
+                hub.apply((s.clock)(), session, BytesMut::from(&open.frame[..]), open.quiet, &mut out);
             }
             out.muted = false;
         }
@@ -90,6 +103,7 @@ impl HubShard {
             hub,
             out,
             inputs: Vec::new(),
+            answered: Vec::new(),
             in_hand: None,
             legacy,
             clock,
@@ -123,14 +137,20 @@ impl HubShard {
         for input in self.inputs.drain(..) {
             match input {
                 Input::HasRead(_) => {}
-                Input::Frames(batch) if batch.quiet => {}
-                Input::Frames(batch) => refuse(&mut self.out, batch.from.session, &batch.chunk),
-                Input::Closed(session) => {
-                    self.legacy.borrow_mut().subscriptions.remove(&session);
+                Input::Frames(batch) => {
+                    if !batch.quiet {
+                        refuse(&mut self.out, batch.from.peer.session, &batch.chunk);
+                    }
+                    self.answered.push(batch.from);
+                }
+                Input::Closed(from) => {
+                    self.legacy.borrow_mut().open.remove_all(from.peer.session);
+                    self.answered.push(from);
                 }
             }
         }
         self.out.flush();
+        self.answered.clear();
     }
 
     fn process(&mut self) {
@@ -141,67 +161,103 @@ impl HubShard {
             match input {
                 Input::Frames(batch) => self.apply(now, batch),
                 Input::HasRead(_) => {} // for the dispatcher
-                Input::Closed(session) => {
+                Input::Closed(from) => {
+                    let session = from.peer.session;
                     self.hub.session_closed(session, &mut self.out);
-                    self.legacy.borrow_mut().subscriptions.remove(&session);
+                    self.legacy.borrow_mut().open.remove_all(session);
                     self.out.closed(session);
+                    self.answered.push(from);
                 }
             }
         }
         self.out.flush();
+        self.answered.clear();
     }
 
     /// A batch holds either data, or control, or messages to agents; its first frame tells.
     fn apply(&mut self, now: Tick, batch: Batch) {
-        match batch.chunk.get(5).and_then(|op| Op::from_u8(*op)) {
-            Some(Op::Subscribe | Op::Unsubscribe) => self.control(now, batch),
+        let Batch { from, chunk, quiet, .. } = batch;
+        let peer = from.peer.clone();
+        self.answered.push(from);
+        match chunk.get(5).and_then(|op| Op::from_u8(*op)) {
+            Some(Op::Subscribe | Op::Unsubscribe) => self.control(now, &peer, chunk.freeze(), quiet),
             Some(Op::Direct | Op::Broadcast) => {
-                let from = batch.from.session;
-                let chunk = batch.chunk.freeze();
-                self.in_hand = Some((from, chunk.clone()));
+                let chunk = chunk.freeze();
+                self.in_hand = Some((peer.session, chunk.clone()));
                 for frame in Frames(&chunk) {
-                    if let Err(e) = self.message_agents(&batch.from, &frame) {
-                        HubSink::error(&mut self.out, from, frame.prefix.id, e);
+                    if let Err(e) = self.message_agents(&peer, &frame) {
+                        HubSink::error(&mut self.out, peer.session, frame.prefix.id, e);
                     }
                     self.applied(&frame);
                 }
                 self.in_hand = None;
             }
-            _ => self.hub.apply(now, batch.from.session, batch.chunk, batch.quiet, &mut self.out),
+            _ => self.hub.apply(now, peer.session, chunk, quiet, &mut self.out),
         }
     }
 
     /// A frame of the batch in hand is done.
     fn applied(&mut self, frame: &FrameRef<'_>) {
         if let Some((_, rest)) = &mut self.in_hand {
-            bytes::Buf::advance(rest, hive_proto::PREFIX_LEN + frame.prefix.length as usize);
+            bytes::Buf::advance(rest, PREFIX_LEN + frame.prefix.length as usize);
         }
     }
 
-    fn control(&mut self, now: Tick, batch: Batch) {
-        let from = batch.from.session;
-        let chunk = batch.chunk.freeze();
-        // Copies for other shards are answered by the first one.
-        self.in_hand = (!batch.quiet).then(|| (from, chunk.clone()));
-        let mut rest = &chunk[..];
-        for frame in Frames(&chunk) {
-            let prefix = frame.prefix;
-            let (one, later) = rest.split_at(hive_proto::PREFIX_LEN + prefix.length as usize);
-            rest = later;
-            let copy = Bytes::copy_from_slice(one);
-            let before = self.hub.counters().subscriptions;
-            self.hub.apply(now, from, BytesMut::from(one), batch.quiet, &mut self.out);
-            self.applied(&frame);
-            let after = self.hub.counters().subscriptions;
-            let mut legacy = self.legacy.borrow_mut();
-            let mine = legacy.subscriptions.entry(from).or_default();
-            if after > before {
-                mine.insert(prefix.id, (copy, batch.quiet));
-            } else if after < before {
-                mine.remove(&prefix.id);
+    /// Subscriptions come and go. Those with wildcards are the first shard's to judge; the others get copies, before the
+    /// client hears that it is subscribed.
+    fn control(&mut self, now: Tick, peer: &Arc<Peer>, mut chunk: Bytes, quiet: bool) {
+        let from = peer.session;
+        if quiet && self.legacy.borrow().setup.directory.session(from).is_none() {
+            return; // it left before its copy came: nobody would end the subscription
+        }
+        self.in_hand = (!quiet).then(|| (from, chunk.clone()));
+        let all = chunk.clone();
+        for frame in Frames(&all) {
+            let one = chunk.split_to(PREFIX_LEN + frame.prefix.length as usize);
+            if let Err(e) = self.has_room(&frame, &one, quiet) {
+                HubSink::error(&mut self.out, from, frame.prefix.id, e);
+                self.legacy.borrow().setup.refused(peer, frame.prefix.id);
+            } else {
+                self.subscribe(now, peer, &one, frame.prefix.id, quiet);
             }
+            self.applied(&frame);
         }
         self.in_hand = None;
+    }
+
+    fn has_room(&self, frame: &FrameRef<'_>, bytes: &[u8], quiet: bool) -> Result<(), WireError> {
+        let pool = &self.legacy.borrow().setup.directory.pool;
+        if quiet || frame.prefix.op != Op::Subscribe as u8 || pool.has_room_for_subscription(cost(bytes)) {
+            return Ok(());
+        }
+        let text = "tasks and subscriptions fill the memory of the server";
+        Err(WireError::new(Code::MemoryFull, text).retry_after(1000))
+    }
+
+    fn subscribe(&mut self, now: Tick, peer: &Arc<Peer>, frame: &Bytes, id: u32, quiet: bool) {
+        let (from, before) = (peer.session, self.hub.counters().subscriptions);
+        self.hub.apply(now, from, BytesMut::from(&frame[..]), quiet, &mut self.out);
+        let after = self.hub.counters().subscriptions;
+        let mut legacy = self.legacy.borrow_mut();
+        let wild = if after > before {
+            // Not a slice of the read buffer, which it would keep alive.
+            let open = Open { frame: Bytes::copy_from_slice(frame), quiet };
+            legacy.open.insert(from, id, open);
+            wildcards(frame).is_some()
+        } else if after < before {
+            legacy.open.remove(from, id).is_some_and(|open| wildcards(&open.frame).is_some())
+        } else {
+            if !legacy.open.contains(from, id) {
+                legacy.setup.refused(peer, id);
+            }
+            false
+        };
+        if wild && !quiet {
+            for other in &legacy.setup.others {
+                let from = InFlight::new(&legacy.setup.directory, peer, 0, frame.len());
+                other.copied(Batch { from, chunk: BytesMut::from(&frame[..]), read_at: now, quiet: true });
+            }
+        }
     }
 
     fn message_agents(&mut self, from: &Arc<Peer>, frame: &FrameRef<'_>) -> Result<(), WireError> {

@@ -13,14 +13,14 @@ use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::directory::Peer;
+use super::directory::InFlight;
 use crate::core::time::Tick;
 use hive_proto::SessionId;
 
 /// Batches that may wait for one actor.
 const BATCHES_MAX: usize = 4096;
 /// Bytes that may wait for one actor.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What sessions tell an actor.
 #[derive(Debug)]
@@ -29,15 +29,15 @@ pub enum Input {
     Frames(Batch),
     /// A session whose client did not keep up has read what waited for it.
     HasRead(SessionId),
-    /// A session is gone.
-    Closed(SessionId),
+    /// A session sends nothing more. Said when it leaves, and again when it is gone.
+    Closed(InFlight),
 }
 
 /// Frames of one session for one actor.
 #[derive(Debug)]
 pub struct Batch {
-    /// Who sent them.
-    pub from: Arc<Peer>,
+    /// Who sent them. Keep it until the answers are queued.
+    pub from: InFlight,
     /// Complete frames, owned by nobody else.
     pub chunk: BytesMut,
     /// When they were read.
@@ -86,15 +86,24 @@ impl Inlet {
         Ok(())
     }
 
-    /// Says that a session is gone. Never refused: there is one for each session.
-    pub fn closed(&self, session: SessionId) {
-        self.0.queue.lock().inputs.push(Input::Closed(session));
-        self.0.receiver.wake();
+    /// Says that a session sends nothing more. Never refused: there are two for each session.
+    pub fn closed(&self, session: InFlight) {
+        self.push_always(Input::Closed(session));
     }
 
     /// Says that a client has read what waited for it. Never refused: there is one for each time that somebody waits.
     pub fn has_read(&self, session: SessionId) {
-        self.0.queue.lock().inputs.push(Input::HasRead(session));
+        self.push_always(Input::HasRead(session));
+    }
+
+    /// Hands a subscription with wildcards on to another hub shard. Never refused: there is one for each that the first
+    /// shard has taken.
+    pub fn copied(&self, subscription: Batch) {
+        self.push_always(Input::Frames(subscription));
+    }
+
+    fn push_always(&self, input: Input) {
+        self.0.queue.lock().inputs.push(input);
         self.0.receiver.wake();
     }
 

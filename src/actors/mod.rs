@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod outgoing;
 pub mod sessions;
 pub mod stats;
+mod subscriptions;
 pub mod supervise;
 mod timer;
 

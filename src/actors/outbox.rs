@@ -23,6 +23,9 @@ pub const FRAGMENT_BYTES: usize = 256 * 1024;
 /// Shorter runs are copied together instead of being a piece of their own, bytes.
 const COPY_BYTES: usize = 4096;
 
+/// Single answers are gathered in pieces of this size: each by itself would cost as much again for its place, bytes.
+const GATHER_BYTES: usize = 16 * 1024;
+
 /// Bytes ready to be written.
 #[derive(Debug)]
 pub enum Piece {
@@ -70,6 +73,11 @@ impl OutboxLimits {
     pub fn new(bytes_max: usize, total_bytes_max: usize, message_bytes_max: usize) -> Self {
         let (total, open, kept) = Default::default();
         Self { bytes_max, total_bytes_max, message_bytes_max, total, open, kept }
+    }
+
+    /// What may still be queued, bytes.
+    pub fn room(&self) -> usize {
+        self.total_bytes_max.saturating_sub(self.total.load(Ordering::Relaxed))
     }
 
     /// What each outbox may hold when together they hold much: those that do not read must not take the room of those
@@ -138,6 +146,11 @@ impl Outbox {
     /// Wakes `waker` when something is queued.
     pub fn register(&self, waker: &Waker) {
         self.writer.register(waker);
+    }
+
+    /// Wakes the session's task.
+    pub fn wake(&self) {
+        self.writer.wake();
     }
 
     fn over(&self, bytes: usize) -> bool {
@@ -306,7 +319,7 @@ impl Outbox {
 
 fn append(lane: &mut VecDeque<Piece>, buf: &mut Vec<u8>) {
     match lane.back_mut() {
-        Some(Piece::Owned(last)) if last.len() + buf.len() <= last.capacity() => {
+        Some(Piece::Owned(last)) if last.len() + buf.len() <= last.capacity().max(GATHER_BYTES) => {
             last.extend_from_slice(buf);
             buf.clear();
         }
@@ -318,27 +331,30 @@ fn append(lane: &mut VecDeque<Piece>, buf: &mut Vec<u8>) {
 pub mod pool {
     use std::cell::RefCell;
 
-    const BUFFERS_MAX: usize = 32;
-    const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+    /// All buffers of a thread, bytes.
+    const BYTES_MAX: usize = 4 * 1024 * 1024;
+    const BUFFERS_MAX: usize = 256;
 
     thread_local! {
-        static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+        static POOL: RefCell<(Vec<Vec<u8>>, usize)> = const { RefCell::new((Vec::new(), 0)) };
     }
 
     /// An empty buffer, used before if there is one.
     pub fn take() -> Vec<u8> {
-        POOL.with_borrow_mut(|p| p.pop().unwrap_or_default())
+        POOL.with_borrow_mut(|(buffers, bytes)| {
+            let buf = buffers.pop().unwrap_or_default();
+            *bytes -= buf.capacity();
+            buf
+        })
     }
 
     /// Gives a buffer back.
     pub fn give(mut buf: Vec<u8>) {
-        if buf.capacity() == 0 || buf.capacity() > BUFFER_BYTES_MAX {
-            return;
-        }
         buf.clear();
-        POOL.with_borrow_mut(|p| {
-            if p.len() < BUFFERS_MAX {
-                p.push(buf);
+        POOL.with_borrow_mut(|(buffers, bytes)| {
+            if buf.capacity() > 0 && *bytes + buf.capacity() <= BYTES_MAX && buffers.len() < BUFFERS_MAX {
+                *bytes += buf.capacity();
+                buffers.push(buf);
             }
         });
     }

@@ -6,10 +6,12 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use hive_proto::error::Code;
 use hive_proto::items::{Assign, Item, Progressed, Refused, Revoked, Task};
-use hive_proto::{FrameBuilder, FrameRef, Op, SessionId, TaskId, WireError, ids::Durability, messages};
+use hive_proto::{
+    FrameBuilder, FrameRef, Frames, Op, SessionId, TaskId, WireError, ids::Durability, messages,
+};
 
 use super::directory::{Directory, Peer};
-use super::outbox::FRAGMENT_BYTES;
+use super::outbox::{FRAGMENT_BYTES, pool};
 use crate::core::hub::HubSink;
 use crate::core::tasks::TaskSink;
 
@@ -26,6 +28,8 @@ pub(crate) struct Outgoing {
     free: Vec<usize>,
     by_session: HashMap<SessionId, usize, foldhash::fast::FixedState>,
     touched: Vec<usize>,
+    /// Sessions that end with the batch.
+    leaving: Vec<SessionId>,
     last: (SessionId, usize),
     durability: Durability,
     /// The answer given last was `Ok`.
@@ -47,6 +51,8 @@ struct Dest {
     /// Was full at the last push.
     full: bool,
     missed: u64,
+    /// Requests whose answers were pushed before the batch was done.
+    early: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,7 @@ impl Dest {
     fn takes_more(&mut self) -> bool {
         self.close_frame();
         let Some(peer) = &self.peer else { return false };
+        note_answers(&mut self.early, &self.answers, &self.data);
         self.full = peer.outbox.push(&mut self.answers, &mut self.data);
         !(self.full && peer.outbox.stall())
     }
@@ -89,11 +96,20 @@ impl Dest {
             // Only a single large item makes a frame this long. What stands before it goes out before it.
             let large = self.data.split_off(start);
             if let Some(peer) = &self.peer {
+                note_answers(&mut self.early, &self.answers, &self.data);
+                note_answers(&mut self.early, &[], &large);
                 peer.outbox.push(&mut self.answers, &mut self.data);
                 peer.outbox.push_large(&large);
             }
         }
     }
+}
+
+/// Remembers what has been answered, should the rest of the batch not happen.
+#[cold]
+fn note_answers(early: &mut Vec<u32>, answers: &[u8], data: &[u8]) {
+    let in_data = Frames(data).filter(|f| f.prefix.op == Op::Tasks as u8);
+    early.extend(Frames(answers).chain(in_data).map(|f| f.prefix.id));
 }
 
 impl Outgoing {
@@ -104,6 +120,7 @@ impl Outgoing {
             free: Vec::new(),
             by_session: HashMap::with_hasher(foldhash::fast::FixedState::default()),
             touched: Vec::new(),
+            leaving: Vec::new(),
             last: (SessionId(0), 0),
             durability,
             last_ok: false,
@@ -125,9 +142,17 @@ impl Outgoing {
                     peer.outbox.miss(std::mem::take(&mut d.missed));
                 }
             }
-            d.answers.clear();
-            d.data.clear();
+            // An idle session holds no buffer.
+            pool::give(std::mem::take(&mut d.answers));
+            pool::give(std::mem::take(&mut d.data));
+            d.early.clear();
         }
+        self.forget_leaving();
+    }
+
+    /// Whether a request of the batch in hand has been answered already.
+    pub(crate) fn was_answered(&self, session: SessionId, request: u32) -> bool {
+        self.by_session.get(&session).is_some_and(|at| self.dests[*at].early.contains(&request))
     }
 
     /// Drops what has been gathered: the batch it came from did not happen.
@@ -140,12 +165,18 @@ impl Outgoing {
         }
     }
 
-    /// Forgets a destination.
+    /// Forgets a destination once it has got what was gathered for it.
     pub(crate) fn closed(&mut self, session: SessionId) {
-        if let Some(at) = self.by_session.remove(&session) {
-            self.dests[at] = Dest { touched: self.dests[at].touched, ..Dest::default() };
-            self.free.push(at);
-            self.last = (SessionId(0), 0);
+        self.leaving.push(session);
+    }
+
+    fn forget_leaving(&mut self) {
+        for session in self.leaving.drain(..) {
+            if let Some(at) = self.by_session.remove(&session) {
+                self.dests[at] = Dest::default();
+                self.free.push(at);
+                self.last = (SessionId(0), 0);
+            }
         }
     }
 
@@ -156,6 +187,7 @@ impl Outgoing {
         let d = &mut self.dests[at];
         if !d.touched {
             d.touched = true;
+            (d.answers, d.data) = (pool::take(), pool::take());
             self.touched.push(at);
         }
         Some(d)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Server;
 use crate::actors::{dispatcher, hub, sessions};
-use crate::edge::http::Control;
+use crate::edge::http::{Control, FaultOutcome};
 use crate::edge::{clock, host};
 
 /// Agents listed in the status.
@@ -44,20 +44,20 @@ impl Control for Arc<Server> {
         self.stop.notify_one();
     }
 
-    fn fault(&self, actor: &str, shard: usize) -> bool {
-        if !self.config.faults {
-            return false;
-        }
-        let Some(s) = self.shards.get(shard) else { return false };
-        match actor {
+    fn fault(&self, actor: &str, shard: usize) -> FaultOutcome {
+        let Some(s) = self.shards.get(shard).filter(|_| self.config.faults) else {
+            return FaultOutcome::Unknown;
+        };
+        let sent = match actor {
             "dispatcher" => self.dispatcher.addr().is_some_and(|a| a.try_send(dispatcher::Fault).is_ok()),
             "hub" => s.hub.addr().is_some_and(|a| a.try_send(hub::Fault).is_ok()),
             "sessions" | "session" => {
                 let fault = sessions::Fault { session: actor == "session" };
                 s.sessions.addr().is_some_and(|a| a.try_send(fault).is_ok())
             }
-            _ => false,
-        }
+            _ => return FaultOutcome::Unknown,
+        };
+        if sent { FaultOutcome::Injected } else { FaultOutcome::Restarting }
     }
 }
 

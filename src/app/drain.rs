@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hive_proto::{Op, messages};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Server;
 use crate::actors::directory::Wish;
@@ -16,9 +16,9 @@ const LOOK: Duration = Duration::from_millis(20);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Returns when the server has drained, or at once after a second signal.
-pub(super) async fn until_stopped(server: &Server) {
+pub(super) async fn until_stopped(server: &Server, mut signals: Signals) {
     tokio::select! {
-        () = signalled() => tracing::info!("signal: draining"),
+        () = signals.next() => tracing::info!("signal: draining"),
         () = server.stop.notified() => tracing::info!("asked to stop: draining"),
     }
     server.draining.store(true, Ordering::SeqCst);
@@ -26,19 +26,27 @@ pub(super) async fn until_stopped(server: &Server) {
     let _ = TcpStream::connect_timeout(&server.ready.server, Duration::from_millis(100));
     tokio::select! {
         () = drain(server) => {}
-        () = signalled() => tracing::warn!("second signal: quitting now"),
+        () = signals.next() => tracing::warn!("second signal: quitting now"),
     }
 }
 
-async fn signalled() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+/// Those that ask for the end. Made once: a signal that comes while nobody waits is not lost.
+pub(super) struct Signals(Option<[Signal; 2]>);
+
+impl Signals {
+    pub(super) fn new() -> Self {
         // Without signal handlers the defaults of the system end the process.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+        let both = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        let [Ok(terminate), Ok(interrupt)] = both else { return Self(None) };
+        Self(Some([terminate, interrupt]))
+    }
+
+    async fn next(&mut self) {
+        let Some([terminate, interrupt]) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }
 
@@ -60,7 +68,8 @@ async fn drain(server: &Server) {
     }
     server.directory.for_each(|p| p.wish(Wish::Close));
     let _ = tokio::time::timeout(FAREWELL, async {
-        while !server.directory.is_empty() {
+        // Connections outlive their sessions until the client has read the last byte.
+        while server.directory.connections.load(Ordering::Relaxed) > 0 {
             tokio::time::sleep(LOOK).await;
         }
     })

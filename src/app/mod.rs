@@ -10,6 +10,7 @@
 
 mod control;
 mod drain;
+mod memory;
 
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -166,13 +167,8 @@ async fn serve(
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), AppError> {
     let descriptors = host::raise_descriptors();
-    tracing::info!(
-        memory_bytes_max = config.limits.memory_bytes_max,
-        tasks_bytes = tasks_bytes(&config),
-        outboxes_bytes = outboxes_bytes(&config),
-        descriptors,
-        "limits"
-    );
+    let shares = memory::Shares::of(&config);
+    tracing::info!(memory_bytes_max = config.limits.memory_bytes_max, ?shares, descriptors, "limits");
     let arbiters: Vec<Arbiter> = (0..config.shard_count()).map(|_| Arbiter::new()).collect();
     let own = (arbiters.len() > 1).then(Arbiter::new);
     let plan = Plan::new(&config, arbiters.len(), &ready)?;
@@ -196,34 +192,14 @@ async fn serve(
     start_accepting(&server, agents, descriptors)?;
     let (http, http_handle) = http::serve(web, Arc::new(server.clone())).map_err(system("http"))?;
     actix_rt::spawn(http);
+    let signals = drain::Signals::new();
     on_ready(&server.ready);
-    drain::until_stopped(&server).await;
+    drain::until_stopped(&server, signals).await;
     http_handle.stop(false).await;
     for arbiter in arbiters.iter().chain(&own) {
         arbiter.stop();
     }
     Ok(())
-}
-
-/// What the program itself holds: its code, stacks, tables, buffers for reading, bytes.
-const OWN_BYTES: usize = 24 * 1024 * 1024;
-
-/// What waiting tasks may fill. A full board still takes results: those that do not fit into what is left beside it are
-/// left room for.
-fn tasks_bytes(config: &Config) -> usize {
-    let room = config.limits.memory_bytes_max.saturating_sub(OWN_BYTES);
-    let results = config.limits.results_bytes_max.saturating_sub(room / 100 * 8);
-    (room / 100 * 86).saturating_sub(results)
-}
-
-fn outboxes_bytes(config: &Config) -> usize {
-    config.limits.memory_bytes_max.saturating_sub(OWN_BYTES) / 100 * 8
-}
-
-/// One message must have room, however little there is.
-fn parts_bytes(config: &Config) -> usize {
-    let share = config.limits.memory_bytes_max.saturating_sub(OWN_BYTES) / 100 * 6;
-    share.max(config.limits.message_bytes_max as usize + hive_proto::PREFIX_LEN)
 }
 
 fn start_accepting(server: &Arc<Server>, listener: TcpListener, descriptors: u64) -> Result<(), AppError> {
@@ -267,8 +243,8 @@ struct Plan {
 impl Plan {
     fn new(config: &Config, shards: usize, ready: &Ready) -> Result<Self, AppError> {
         let l = &config.limits;
-        let outboxes =
-            OutboxLimits::new(l.outbox_bytes_max, outboxes_bytes(config), l.message_bytes_max as usize);
+        let shares = memory::Shares::of(config);
+        let outboxes = OutboxLimits::new(l.outbox_bytes_max, shares.outboxes, l.message_bytes_max as usize);
         let terms = Terms {
             token: TokenDigest::of(&ready.token),
             epoch: (clock::unix_micros() / 1_000_000) as u32,
@@ -277,12 +253,11 @@ impl Plan {
             dead_ms: config.session.dead_ms,
             frame_bytes_max: l.frame_bytes_max,
             message_bytes_max: l.message_bytes_max,
-            parts_bytes_max: parts_bytes(config),
             credit_tasks: l.producer_credit_tasks,
             credit_bytes: l.producer_credit_bytes,
         };
         Ok(Self {
-            directory: Arc::new(Directory::new(l.connections_max, outboxes)),
+            directory: Arc::new(Directory::new(l.connections_max, shares.budget, outboxes)),
             roster: Roster::default(),
             draining: Arc::new(AtomicBool::new(false)),
             dispatcher_inlet: Inlet::default(),
@@ -299,7 +274,7 @@ impl Plan {
             inlet: self.dispatcher_inlet.clone(),
             directory: self.directory.clone(),
             limits: tasks::Limits {
-                memory_bytes_max: tasks_bytes(&self.config),
+                memory_bytes_max: memory::Shares::of(&self.config).tasks,
                 results_bytes_max: l.results_bytes_max,
                 result_ms: self.config.result_ms,
                 queues_max: l.queues_max,
@@ -327,7 +302,9 @@ impl Plan {
         let share = |total: usize| (total / self.hub_inlets.len()).max(1);
         let setup = hub::Setup {
             shard: number as u8,
+            shards: self.hub_inlets.len(),
             inlet: self.hub_inlets[number].clone(),
+            others: if number == 0 { self.hub_inlets[1..].to_vec() } else { Vec::new() },
             directory: self.directory.clone(),
             limits: HubLimits {
                 subscriptions_per_session_max: l.subscriptions_max,

@@ -66,8 +66,10 @@ pub(crate) struct Agent {
 pub(crate) struct Shard {
     pub(crate) shard: u64,
     pub(crate) connections: u64,
-    pub(crate) dispatcher: Dispatcher,
-    pub(crate) hub: Hub,
+    /// The first shard's, unless it is being made anew.
+    pub(crate) dispatcher: Option<Dispatcher>,
+    /// None while it is being made anew.
+    pub(crate) hub: Option<Hub>,
 }
 
 /// The part of a shard that holds queues.
@@ -199,16 +201,17 @@ pub(crate) const SHARD_HEADS: [&str; 9] =
 /// The cells of the table of shards.
 pub(crate) fn shards(s: &Status) -> Vec<Vec<String>> {
     let row = |s: &Shard| {
+        let (d, h) = (s.dispatcher.clone().unwrap_or_default(), s.hub.clone().unwrap_or_default());
         vec![
             s.shard.to_string(),
             s.connections.to_string(),
-            s.dispatcher.tasks.to_string(),
-            nanos(s.dispatcher.decision_ns.p50),
-            nanos(s.dispatcher.decision_ns.p99),
-            bytes(s.dispatcher.memory_bytes),
-            s.hub.subscriptions.to_string(),
-            s.hub.delivered.to_string(),
-            s.hub.lost.to_string(),
+            d.tasks.to_string(),
+            nanos(d.decision_ns.p50),
+            nanos(d.decision_ns.p99),
+            bytes(d.memory_bytes),
+            h.subscriptions.to_string(),
+            h.delivered.to_string(),
+            h.lost.to_string(),
         ]
     };
     s.shards.iter().map(row).collect()

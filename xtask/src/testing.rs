@@ -32,6 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.integration || usual {
         steps.step("integration tests", || integration("debug"));
+        steps.step("the same with two shards", two_shards);
     }
     if args.stress {
         steps.step("stress tests", || integration("release"));
@@ -54,6 +55,16 @@ fn integration(profile: &str) -> Result<()> {
     let bin = target_dir().join(profile);
     let args = ["test", "--workspace", "--test", "*"].into_iter().chain(release).chain(long.iter().copied());
     sh(cargo(args).env("HIVE_BIN", bin.join("hive")).env("HIVE_BENCH_BIN", bin.join("hive-bench")))
+}
+
+/// A server with several shards has its actors on several threads: the tests that drive one must hold there, too.
+fn two_shards() -> Result<()> {
+    let bin = target_dir().join("debug");
+    let args = ["test", "--package", "hive-integration-tests", "--test", "it"];
+    sh(cargo(args)
+        .env("HIVE_TEST_SHARDS", "2")
+        .env("HIVE_BIN", bin.join("hive"))
+        .env("HIVE_BENCH_BIN", bin.join("hive-bench")))
 }
 
 fn install_missing() -> Result<()> {

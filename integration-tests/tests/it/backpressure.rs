@@ -8,7 +8,7 @@ use hive_proto::items::{Item, Submit};
 use hive_proto::{Code, Flags, Op, TaskState, WireError};
 
 use crate::harness::{
-    Bystander, Client, Seen, Server, TaskOptions, assert_error, eventually, items, payloads,
+    Bystander, Client, Seen, Server, TaskOptions, assert_error, error_of, eventually, items, payloads,
 };
 
 const MB: u64 = 1_000_000;
@@ -119,14 +119,19 @@ fn subscribers_that_never_read_cost_what_their_outboxes_hold() {
     println!("grown by {} MB", grown / MB);
     assert!(grown < 80 * MB, "grown by {grown} bytes; outboxes may hold 32 MB together");
     bystander.undisturbed();
-    let lost: u64 = deaf
-        .iter_mut()
-        .map(|d| {
-            let frame = d.next(Op::MessagesLost);
-            u64::from_le_bytes(frame.view().header.try_into().expect("a count"))
-        })
-        .sum();
-    assert_eq!(server.status()["totals"]["lost"], lost, "each is told what it lost");
+    let lost = server.status()["totals"]["lost"].as_u64().expect("a number");
+    assert!(lost > 0);
+    let mut told = 0;
+    eventually("each is told what it lost", || {
+        for d in &mut deaf {
+            while let Some(frame) = d.poll(Duration::from_millis(1)) {
+                if frame.view().op() == Ok(Op::MessagesLost) {
+                    told += u64::from_le_bytes(frame.view().header.try_into().expect("a count"));
+                }
+            }
+        }
+        (told == lost).then_some(())
+    });
 }
 
 /// A short message that waits must not keep the long one alive that was read together with it.
@@ -346,14 +351,12 @@ fn more_unacknowledged_tasks_than_granted() {
     let mut batch = Vec::new();
     (0..60).for_each(|_| Submit { ext: &[], payload: b"x" }.write(&mut batch));
     let frames: Vec<u8> =
-        (1..=3).flat_map(|id| crate::harness::frame(Op::Submit, 0, id + 1000, 60, b"q", &batch)).collect();
+        (1..=2).flat_map(|id| crate::harness::frame(Op::Submit, 0, id + 1000, 60, b"q", &batch)).collect();
     client.wire.send(&frames);
     client.accepted(1001).expect("within the credit");
-    for id in [1002, 1003] {
-        let e = client.accepted(id).expect_err("beyond the credit");
-        assert_error(&e, Code::ProducerCredit, "100 tasks");
-        assert!(e.retry_after_ms.is_some());
-    }
+    let e = client.accepted(1002).expect_err("beyond the credit");
+    assert_error(&e, Code::ProducerCredit, "100 tasks");
+    assert!(e.retry_after_ms.is_some());
     client.submit("q", &payloads(60));
     assert_eq!(client.submit("q", &payloads(500)).len(), 500, "one batch is always taken");
     server.queue_has("q", "waiting", 620);
@@ -376,4 +379,129 @@ fn labels_fill_the_memory_up_to_its_limit() {
     let peak = held(&server);
     assert!(peak < 50 * MB, "{peak} bytes were resident");
     client.echo();
+}
+
+/// Frames that are begun and not ended: as many as there is room for are kept, the others refused by name and passed over.
+#[test]
+fn half_a_frame_from_many() {
+    let server = Server::start();
+    let bystander = Bystander::start(&server);
+    let before = held(&server);
+    let publish = crate::harness::frame(Op::Publish, Flags::ACK, 9, 0, b"large", &vec![7; 1_000_000]);
+    let (most, last) = publish.split_at(publish.len() - 1);
+    let mut clients: Vec<_> = (0..100).map(|_| server.client()).collect();
+    for client in &mut clients {
+        client.wire.alive = false; // a pong would stand in the middle of the frame
+        client.wire.send(most);
+    }
+    let mut refused = vec![false; clients.len()];
+    for (client, refused) in clients.iter_mut().zip(&mut refused) {
+        // Whoever is refused hears it before the frame is complete.
+        while let Some(frame) = client.poll(Duration::from_millis(20)) {
+            let e = error_of(&frame);
+            assert_eq!(frame.view().prefix.id, 9);
+            assert_error(&e, Code::Overloaded, "not arrived whole");
+            assert!(e.retry_after_ms.is_some());
+            *refused = true;
+        }
+    }
+    let grown = held(&server).saturating_sub(before);
+    println!("grown by {} MB", grown / MB);
+    assert!(grown < 60 * MB, "grown by {grown} bytes");
+    for (client, refused) in clients.iter_mut().zip(&mut refused) {
+        client.wire.send(last);
+        client.wire.alive = true;
+        // Of some little had been read so far; what is not refused is published.
+        *refused = *refused || client.answer(9).is_err();
+        client.echo();
+    }
+    let refused = refused.iter().filter(|r| **r).count();
+    assert!((50..100).contains(&refused), "{refused} of 100 were refused");
+    assert_eq!(clients[99].publish("large", b"again").expect("there is room again"), 0);
+    bystander.undisturbed();
+}
+
+/// An unknown operation is 16 bytes and its refusal several times as long.
+#[test]
+fn short_frames_with_longer_answers_from_many() {
+    let server = Server::start();
+    let bystander = Bystander::start(&server);
+    let before = held(&server);
+    let mut unknown = crate::harness::frame(Op::Ping, 0, 7, 0, &[], &[]);
+    unknown[5] = 0x7f;
+    let credit = crate::harness::frame(Op::Credit, 0, 7, 0, &[0; 12], &[]); // for a consumer that there is not
+    let mut deaf: Vec<_> = (0..100).map(|_| server.client()).collect();
+    let many = [unknown.repeat(8_000), credit.repeat(4_000)].concat();
+    let mut asked = 0;
+    for client in &mut deaf {
+        client.wire.stream.set_nonblocking(true).expect("nonblocking");
+        let mut at = 0;
+        while let Ok(n) = client.wire.stream.write(&many[at..]) {
+            at += n;
+            if n == 0 {
+                break;
+            }
+        }
+        client.wire.stream.set_nonblocking(false).expect("blocking");
+        assert!(at > 0);
+        asked += 1;
+    }
+    bystander.goes_on();
+    let grown = held(&server).saturating_sub(before);
+    println!("{asked} clients, grown by {} MB", grown / MB);
+    assert!(grown < 80 * MB, "grown by {grown} bytes");
+    bystander.undisturbed();
+    let e = error_of(&deaf[0].wire.frame());
+    assert_error(&e, Code::UnknownOp, "");
+}
+
+#[test]
+fn subscriptions_fill_the_memory_up_to_its_limit() {
+    let server = Server::with("limits.memory_bytes_max = 50000000\nlimits.results_bytes_max = 1000000");
+    let subject = |c: usize, n: usize| format!("{}.{c}.{n}.*", "x".repeat(200));
+    let mut clients: Vec<_> = (0..10).map(|_| server.client()).collect();
+    let mut taken = 0;
+    let refused = clients.iter_mut().enumerate().find_map(|(c, client)| {
+        (0..9_000).find_map(|n| match client.try_subscribe(&subject(c, n), None) {
+            Ok(_) => {
+                taken += 1;
+                None
+            }
+            Err(e) => Some(e),
+        })
+    });
+    assert_error(&refused.expect("full at last"), Code::MemoryFull, "subscriptions");
+    let peak = held(&server);
+    println!("{taken} subscriptions, {} MB resident", peak / MB);
+    assert!(taken > 5_000 && peak < 50 * MB, "{taken} subscriptions, {peak} bytes were resident");
+    let e = clients[9].try_submit("q", &[[7; 100_000]; 10], &TaskOptions::default());
+    assert_error(&e.expect_err("full for tasks as well"), Code::MemoryFull, "bytes");
+    drop(clients);
+    let mut client = server.client();
+    eventually("room", || client.try_submit("q", &payloads(100), &TaskOptions::default()).ok());
+}
+
+#[test]
+fn workers_fill_the_memory_up_to_its_limit() {
+    let server = Server::with("limits.memory_bytes_max = 40000000\nlimits.results_bytes_max = 1000000");
+    let labels: Vec<String> = (0..32).map(|n| format!("{n:0>60}")).collect();
+    let mut clients: Vec<_> = (0..100).map(|_| server.client()).collect();
+    let mut taken = 0;
+    let refused = clients.iter_mut().find_map(|client| {
+        (0..250).find_map(|_| {
+            let work = hive_proto::messages::Work {
+                queue: "q".into(),
+                credit_tasks: 1,
+                credit_bytes: 1000,
+                labels: labels.clone(),
+            };
+            let done = client.call(Op::Work, 0, 0, &hive_proto::messages::encode(&work), &[]);
+            taken += usize::from(done.is_ok());
+            done.err()
+        })
+    });
+    assert_error(&refused.expect("full at last"), Code::MemoryFull, "workers");
+    let peak = held(&server);
+    println!("{taken} workers, {} MB resident", peak / MB);
+    assert!(peak < 40 * MB, "{peak} bytes were resident");
 }

@@ -194,3 +194,58 @@ fn a_slow_subscriber_is_told_what_it_lost() {
     publisher.publish("flood", b"after").expect("published");
     assert_eq!(slow.heard(slow_sub).payload, b"after", "it is heard as before");
 }
+
+/// With several shards a subscription lives on that of its subject, and an id that was refused on one is free on all.
+#[test]
+fn a_refused_id_may_be_used_again() {
+    let server = Server::with("shards = 4\nlimits.subscriptions_max = 3");
+    let (mut client, mut publisher) = (server.client(), server.client());
+    let wish = |subject: &str, group: Option<&str>| {
+        hive_proto::messages::encode(&hive_proto::messages::Subscribe {
+            subject: subject.into(),
+            group: group.map(Into::into),
+        })
+    };
+    let subjects: Vec<String> = (0..12).map(|n| format!("subject.{n}")).collect();
+    for subject in &subjects {
+        // Refused for its group by the shard of one subject, then taken for another that lives elsewhere.
+        client.send(Op::Subscribe, 0, 500, 0, &wish("first", Some("not a group")), &[]);
+        assert_error(&client.answer(500).expect_err("refused"), Code::MalformedHeader, "group");
+        client.send(Op::Subscribe, 0, 500, 0, &wish(subject, None), &[]);
+        client.answer(500).expect("taken");
+        client.send(Op::Subscribe, 0, 500, 0, &wish("a.*", None), &[]);
+        let e = client.answer(500).expect_err("in use");
+        assert_error(&e, Code::DuplicateSubscription, "500");
+        assert_eq!(publisher.publish(subject, b"x").expect("published"), 1, "{subject}");
+        assert_eq!(client.heard(500).from, *subject);
+        client.unsubscribe(500).expect("open");
+        assert_eq!(publisher.publish(subject, b"x").expect("published"), 0, "{subject}");
+    }
+}
+
+/// A subscription with wildcards is judged by one shard: it has one answer, and is on all shards or on none.
+#[test]
+fn a_wildcard_has_one_answer() {
+    let server = Server::with("shards = 3\nlimits.subscriptions_max = 2");
+    let (mut client, mut publisher) = (server.client(), server.client());
+    let first = client.subscribe("a.*", None);
+    let second = client.subscribe("b.>", Some("team"));
+    let e = client.try_subscribe("c.*", None).expect_err("two are all");
+    assert_error(&e, Code::TooManySubscriptions, "2");
+    assert_eq!((client.count(Op::Ok), client.count(Op::Error)), (0, 0), "one answer each");
+    for n in 0..20 {
+        assert_eq!(publisher.publish(&format!("a.{n}"), b"1").expect("published"), 1);
+        assert_eq!(publisher.publish(&format!("b.{n}"), b"2").expect("published"), 1);
+        assert_eq!(publisher.publish(&format!("c.{n}"), b"3").expect("published"), 0);
+    }
+    client.unsubscribe(first).expect("open");
+    client.unsubscribe(second).expect("open");
+    assert_error(&client.unsubscribe(first).expect_err("closed"), Code::UnknownSubscription, "");
+    for n in 0..20 {
+        assert_eq!(publisher.publish(&format!("a.{n}"), b"1").expect("published"), 0);
+    }
+    let third = client.subscribe("c.*", None);
+    drop(client);
+    eventually("gone", || (publisher.publish("c.1", b"").expect("published") == 0).then_some(()));
+    assert!(third > 0);
+}

@@ -102,6 +102,13 @@ impl Arena {
         }
     }
 
+    /// Moves a blob to another arena.
+    pub(crate) fn hand_over(&mut self, blob: Blob, to: &mut Self) -> Blob {
+        let there = to.put([self.get(blob), &[]]);
+        self.free(blob);
+        there
+    }
+
     #[inline]
     fn room(&mut self, len: usize) -> u32 {
         if let Some(at) = self.current {

@@ -10,6 +10,9 @@ use super::table::{List, Slot, Table};
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
 
+/// Workers may always take one part in so many of the memory: a full board needs those that empty it.
+const CONSUMERS_SHARE: usize = 32;
+
 #[derive(Debug)]
 pub(crate) struct Consumer {
     pub(crate) session: SessionId,
@@ -35,6 +38,8 @@ pub(crate) struct Consumer {
     pub(crate) closed: bool,
     /// Number of this use of the handle, so that old timers are known.
     pub(crate) generation: u32,
+    /// What it counts as memory.
+    pub(crate) bytes: usize,
 }
 
 impl Consumer {
@@ -101,6 +106,11 @@ impl Board {
             let text = format!("the connection has consumers_max = {open} consumers");
             return Err(WireError::new(Code::TooManyConsumers, text));
         }
+        let bytes = consumer_bytes(offered, work);
+        if self.is_full(bytes) && self.consumer_bytes > self.limits.memory_bytes_max / CONSUMERS_SHARE {
+            let text = "tasks and workers fill the memory of the server";
+            return Err(WireError::new(Code::MemoryFull, text).retry_after(1000));
+        }
         let queue = self.queue(work.queue.as_bytes())?;
         let labels = sorted([offered, &work.labels].concat());
         let lanes = self.queues[queue as usize].lanes.iter().copied();
@@ -124,7 +134,9 @@ impl Board {
             paused: false,
             closed: false,
             generation: self.timers.next_generation(),
+            bytes,
         });
+        self.consumer_bytes += bytes;
         self.sessions.entry(from).or_default().consumers.push(handle);
         self.queues[queue as usize].consumers += 1;
         self.offer(handle);
@@ -216,6 +228,7 @@ impl Board {
     /// Forgets a consumer that holds nothing.
     pub(crate) fn drop_consumer(&mut self, handle: u32) {
         let Some(c) = self.consumers[handle as usize].take() else { return };
+        self.consumer_bytes -= c.bytes;
         if let Some(s) = self.sessions.get_mut(&c.session) {
             s.consumers.retain(|h| *h != handle);
         }
@@ -323,6 +336,12 @@ impl Board {
         }
         given
     }
+}
+
+/// What a consumer takes: here with its places in lists and in line, and once more where it is kept for the next board.
+fn consumer_bytes(offered: &[String], work: &Work) -> usize {
+    let labels = offered.iter().chain(&work.labels).map(|l| size_of::<String>() + 16 + l.len());
+    2 * (size_of::<Consumer>() + work.queue.len() + labels.sum::<usize>())
 }
 
 fn unknown_consumer(id: u32) -> WireError {

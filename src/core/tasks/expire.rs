@@ -137,7 +137,9 @@ impl Board {
                 continue;
             }
             let (queue, lane) = (self.queue_of(slot), self.table[slot].lane);
-            self.table[slot].state = TaskState::Waiting;
+            let r = &mut self.table[slot];
+            r.blob = self.delayed.hand_over(r.blob, &mut self.payloads);
+            r.state = TaskState::Waiting;
             self.lanes[lane as usize].tasks.push_back(&mut self.table, slot);
             let q = &mut self.queues[queue as usize];
             q.scheduled -= 1;

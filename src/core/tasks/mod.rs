@@ -110,6 +110,8 @@ pub struct Board {
     table: Table,
     /// Extension and payload of tasks that wait or run.
     payloads: Arena,
+    /// The same of tasks with a delay: apart, because they may stay for days.
+    delayed: Arena,
     /// Results of completed tasks.
     results: Arena,
     /// Extension and payload of dead letters: apart, because they may stay for weeks.
@@ -122,6 +124,10 @@ pub struct Board {
     lanes: Vec<queue::Lane>,
     /// What the labels of `lanes` take: clients choose them, and they stay.
     lane_bytes: usize,
+    /// What `consumers` take.
+    consumer_bytes: usize,
+    /// What others have taken of the memory for tasks.
+    elsewhere: usize,
     consumers: Vec<Option<Consumer>>,
     free_consumers: Vec<u32>,
     sessions: HashMap<SessionId, SessionState, foldhash::fast::FixedState>,
@@ -153,6 +159,7 @@ impl Board {
             identity,
             table: Table::new(identity.first_seq),
             payloads: Arena::default(),
+            delayed: Arena::default(),
             results: Arena::default(),
             dead: Arena::default(),
             errors: HashMap::with_hasher(seeded.clone()),
@@ -161,6 +168,8 @@ impl Board {
             by_name: HashMap::with_hasher(seeded.clone()),
             lanes: Vec::new(),
             lane_bytes: 0,
+            consumer_bytes: 0,
+            elsewhere: 0,
             consumers: Vec::new(),
             free_consumers: Vec::new(),
             sessions: HashMap::with_hasher(seeded.clone()),
@@ -186,7 +195,18 @@ impl Board {
 
     /// Memory held, bytes: chunks and pages, not what clients asked for.
     pub fn memory_bytes(&self) -> usize {
-        let arenas = self.payloads.bytes() + self.results.bytes() + self.dead.bytes();
-        arenas + self.table.bytes() + self.timers.bytes() + self.error_bytes + self.lane_bytes
+        let arenas = self.payloads.bytes() + self.delayed.bytes() + self.results.bytes() + self.dead.bytes();
+        let names = self.error_bytes + self.lane_bytes + self.consumer_bytes;
+        arenas + self.table.bytes() + self.timers.bytes() + names
+    }
+
+    /// Others have taken so much of the memory that tasks may fill, bytes.
+    pub fn set_elsewhere(&mut self, bytes: usize) {
+        self.elsewhere = bytes;
+    }
+
+    /// Whether `more` bytes find no room.
+    pub(crate) fn is_full(&self, more: usize) -> bool {
+        self.memory_bytes() + self.elsewhere + more > self.limits.memory_bytes_max
     }
 }

@@ -49,8 +49,9 @@ impl Board {
         match delay_ms {
             Some(ms) if ms > 0 => {
                 let due = now.plus_ms(u64::from(ms));
-                self.table[slot].state = TaskState::Scheduled;
-                self.table[slot].deadline = due;
+                let r = &mut self.table[slot];
+                r.blob = self.payloads.hand_over(r.blob, &mut self.delayed);
+                (r.state, r.deadline) = (TaskState::Scheduled, due);
                 self.timers.schedule(due, slot, self.table.seq(slot));
                 self.queues[queue as usize].scheduled += 1;
             }
@@ -67,7 +68,7 @@ impl Board {
     /// Keeps the text for those who ask, unless memory is full: workers must not fill it beyond its limit.
     fn keep_error(&mut self, slot: Slot, text: &str) {
         self.drop_error(slot);
-        if text.is_empty() || self.memory_bytes() >= self.limits.memory_bytes_max {
+        if text.is_empty() || self.is_full(0) {
             return;
         }
         let mut end = text.len().min(ERROR_BYTES_MAX);
@@ -88,10 +89,9 @@ impl Board {
 
     pub(crate) fn bury(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
         self.keep_error(slot, error);
-        let blob = self.table[slot].blob;
-        self.table[slot].blob = self.dead.put([self.payloads.get(blob), &[]]);
-        self.payloads.free(blob);
-        self.table[slot].state = TaskState::Dead;
+        let r = &mut self.table[slot];
+        r.blob = self.payloads.hand_over(r.blob, &mut self.dead);
+        r.state = TaskState::Dead;
         let queue = self.queue_of(slot);
         self.queues[queue as usize].dead.push_back(&mut self.table, slot);
         self.counters.dead += 1;

@@ -188,7 +188,7 @@ impl Board {
             }
             _ => return Err(Code::AlreadySettled),
         }
-        self.payloads.free(r.blob);
+        if r.state == TaskState::Scheduled { &mut self.delayed } else { &mut self.payloads }.free(r.blob);
         self.counters.cancelled += 1;
         self.finish(now, slot, TaskState::Cancelled, Blob::EMPTY, sink);
         if r.state == TaskState::Scheduled {

@@ -74,8 +74,8 @@ impl Board {
     }
 
     fn admit(&mut self, frame: &SubmitFrame<'_>) -> Result<u32, WireError> {
-        let held = self.memory_bytes();
-        if held + frame.bytes > self.limits.memory_bytes_max {
+        if self.is_full(frame.bytes) {
+            let held = self.memory_bytes() + self.elsewhere;
             let text = format!("tasks hold {held} of {} bytes", self.limits.memory_bytes_max);
             return Err(WireError::new(Code::MemoryFull, text).retry_after(RETRY_MEMORY_MS));
         }
@@ -139,9 +139,10 @@ impl Board {
         attempts_max: Option<u32>,
     ) {
         let q = &mut self.queues[queue as usize];
+        let arena = if due.is_some() { &mut self.delayed } else { &mut self.payloads };
         let record = Record {
             deadline: due.unwrap_or(Tick::ZERO),
-            blob: self.payloads.put([ext, payload]),
+            blob: arena.put([ext, payload]),
             next: Slot::NONE,
             prev: Slot::NONE,
             lane,

@@ -19,8 +19,19 @@ pub trait Control: Send + Sync {
     fn status(&self) -> LocalBoxFuture<'static, serde_json::Value>;
     /// Begins to drain.
     fn stop(&self);
-    /// Makes an actor panic. `false` if there is none of that name or faults are not allowed.
-    fn fault(&self, actor: &str, shard: usize) -> bool;
+    /// Makes an actor panic.
+    fn fault(&self, actor: &str, shard: usize) -> FaultOutcome;
+}
+
+/// What came of a fault that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultOutcome {
+    /// The actor will panic.
+    Injected,
+    /// The actor is being made anew.
+    Restarting,
+    /// No actor of that name, or faults are not allowed.
+    Unknown,
 }
 
 /// Serves on a listening socket until stopped.
@@ -86,10 +97,10 @@ async fn fault(control: Data, request: HttpRequest, fault: web::Query<Fault>) ->
     if let Some(refused) = refuse(&control, &request) {
         return refused;
     }
-    if control.fault(&fault.actor, fault.shard) {
-        HttpResponse::Accepted().json(serde_json::json!({ "fault": fault.actor }))
-    } else {
-        error(404, "no such actor, or faults = false in the configuration")
+    match control.fault(&fault.actor, fault.shard) {
+        FaultOutcome::Injected => HttpResponse::Accepted().json(serde_json::json!({ "fault": fault.actor })),
+        FaultOutcome::Restarting => error(503, "the actor is being made anew; try again"),
+        FaultOutcome::Unknown => error(404, "no such actor, or faults = false in the configuration"),
     }
 }
 

@@ -16,11 +16,15 @@ use super::Shard;
 use crate::actors::directory::{Login, Peer};
 
 const CLIENT_NAME_BYTES_MAX: usize = 128;
+/// How long a client may take to read the last bytes and close.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// What it may still send meanwhile, in reads of 4 KiB.
+const FAREWELL_READS: usize = 1024;
 
 /// Lets a client in, or tells it why not. `None`: the connection is over.
-pub(crate) async fn login(stream: &mut TcpStream, shard: &Shard) -> Option<(Arc<Peer>, Vec<u8>)> {
+pub(crate) async fn login(mut stream: TcpStream, shard: &Shard) -> Option<(TcpStream, Arc<Peer>, Vec<u8>)> {
     let deadline = Duration::from_millis(u64::from(shard.terms.login_ms));
-    let hello = match tokio::time::timeout(deadline, read_hello(stream)).await {
+    let hello = match tokio::time::timeout(deadline, read_hello(&mut stream)).await {
         Ok(Ok(Some(hello))) => hello,
         Ok(Ok(None)) => return None,
         Ok(Err(e)) => return refuse(stream, 0, e).await,
@@ -35,7 +39,7 @@ pub(crate) async fn login(stream: &mut TcpStream, shard: &Shard) -> Option<(Arc<
         Err(e) => return refuse(stream, id, e).await,
     };
     welcome(&peer, id, shard);
-    Some((peer, rest))
+    Some((stream, peer, rest))
 }
 
 type First = (u32, Hello, Vec<u8>);
@@ -120,22 +124,29 @@ fn welcome(peer: &Peer, id: u32, shard: &Shard) {
 }
 
 /// Says why, and closes so that the client can still read it.
-async fn refuse<T>(stream: &mut TcpStream, id: u32, error: WireError) -> Option<T> {
+async fn refuse<T>(mut stream: TcpStream, id: u32, error: WireError) -> Option<T> {
     tracing::debug!(error = %error, "login refused");
     let mut out = Vec::new();
     write_frame(&mut out, Op::Error, 0, id, 0, &[&messages::encode(&error)], &[]);
-    let farewell = async {
-        stream.write_all(&out).await?;
+    let written = tokio::time::timeout(FAREWELL, stream.write_all(&out)).await;
+    if matches!(written, Ok(Ok(()))) {
+        farewell(stream).await;
+    }
+    None
+}
+
+/// Closes such that the client can read what was written to it: bytes that it sent and nobody read would turn the close
+/// into a reset, which overtakes them. Reads on for a while, therefore, until the client closes as well.
+pub(super) async fn farewell(mut stream: TcpStream) {
+    let until_closed = async {
         stream.shutdown().await?;
-        // Unread bytes would turn the close into a reset that overtakes the error.
-        let mut sink = [0_u8; 1024];
-        for _ in 0..64 {
+        let mut sink = [0_u8; 4096];
+        for _ in 0..FAREWELL_READS {
             if stream.read(&mut sink).await? == 0 {
                 break;
             }
         }
         Ok::<_, std::io::Error>(())
     };
-    let _ = tokio::time::timeout(Duration::from_millis(500), farewell).await;
-    None
+    let _ = tokio::time::timeout(FAREWELL, until_closed).await;
 }

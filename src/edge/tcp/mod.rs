@@ -1,5 +1,6 @@
 //! The agents' port.
 
+mod arriving;
 pub mod listen;
 mod login;
 mod read;
@@ -55,8 +56,6 @@ pub struct Terms {
     pub frame_bytes_max: u32,
     /// Longest message, bytes.
     pub message_bytes_max: u32,
-    /// Messages in fragments that are not complete, of all sessions together, bytes.
-    pub parts_bytes_max: usize,
     /// Producer credit, tasks.
     pub credit_tasks: u32,
     /// Producer credit, bytes.

@@ -5,66 +5,68 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use hive_proto::codec::cut;
 use hive_proto::error::Code;
-use hive_proto::fragment::Assembler;
 use hive_proto::messages::{self, Subscribe};
-use hive_proto::{FrameRef, Frames, Op, PREFIX_LEN, Partition, WireError};
+use hive_proto::{FrameRef, Frames, Op, Partition, WireError};
 use tokio_util::io::poll_read_buf;
 
+use super::arriving::Partial;
 use super::session::Session;
+use crate::actors::directory::InFlight;
 use crate::actors::mailbox::{Batch, Inlet};
 use crate::core::time::Tick;
 
 /// What one read may bring, bytes.
 const READ_BYTES: usize = 256 * 1024;
-/// Beyond this the beginning of a frame grows in a buffer of the session's own instead of being copied to each read.
-const OWN_BUFFER_BYTES: usize = 64 * 1024;
+/// What a session may read when what is on its way fills the memory for it, if nothing of its own is on its way, bytes.
+const READ_BYTES_MIN: usize = 512;
 /// A ping may carry this much, bytes.
 const PING_BYTES_MAX: usize = 64;
 
 /// Who handles a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Class {
+pub(super) enum Class {
     Dispatcher,
     Hub(u8),
-    /// Subscribe and unsubscribe of subjects without wildcards.
+    /// Subscribe and unsubscribe. Those with wildcards go to the first shard, which hands them on.
     Control(u8),
-    /// The same with wildcards: all hub shards, the first answers.
-    ControlAll,
     /// Messages to agents: the shard's own hub.
     Agents,
     /// The session itself.
     Local,
 }
 
+/// How the beginning of a frame is kept.
+type Keep = fn(&mut Partial, &mut BytesMut) -> Result<(), (u32, WireError)>;
+
 impl Session {
     /// Reads once and routes what is complete. `false` at the end of the stream.
     pub(super) fn read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        if std::mem::take(&mut self.fresh) {
-            let mut buf = std::mem::take(&mut self.partial);
-            self.route(cx, (self.shard.clock)(), &mut buf);
-            self.partial = buf;
+        if let Some(mut fresh) = self.partial.take_fresh() {
+            self.arrived(cx, (self.shard.clock)(), &mut fresh, Partial::keep);
             return Poll::Ready(Ok(true));
         }
         if self.stream.poll_read_ready(cx)?.is_pending() {
             return Poll::Pending;
         }
-        if self.partial.len() >= OWN_BUFFER_BYTES {
-            let mut own = std::mem::take(&mut self.partial);
-            own.reserve(own.len().max(READ_BYTES));
+        if let Some(mut own) = self.partial.take_own() {
             let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut own);
-            return self.after_read(cx, read, &mut own);
+            return self.after_read(cx, read, &mut own, Partial::keep_own);
         }
+        let bytes_max = self.shard.directory.readable_bytes().clamp(READ_BYTES_MIN, READ_BYTES);
+        if bytes_max == READ_BYTES_MIN && !self.peer.is_answered() {
+            return Poll::Pending; // which wakes the task when it is
+        }
+        let start = self.partial.take_short();
         let mut buf = self.shard.buffer.take();
-        if buf.capacity() < READ_BYTES / 4 + self.partial.len() {
-            buf.reserve(READ_BYTES + self.partial.len());
+        if buf.capacity() < READ_BYTES / 4 + start.len() {
+            buf.reserve(READ_BYTES + start.len());
         }
-        buf.extend_from_slice(&self.partial);
-        self.partial = BytesMut::new();
-        let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut buf);
-        let result = self.after_read(cx, read, &mut buf);
+        buf.extend_from_slice(&start);
+        let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut (&mut buf).limit(bytes_max));
+        let result = self.after_read(cx, read, &mut buf, Partial::keep);
         buf.clear();
         self.shard.buffer.replace(buf);
         result
@@ -75,40 +77,50 @@ impl Session {
         cx: &mut Context<'_>,
         read: Poll<io::Result<usize>>,
         buf: &mut BytesMut,
+        keep: Keep,
     ) -> Poll<io::Result<bool>> {
-        match read {
+        let now = match read {
             Poll::Ready(Ok(0)) => return Poll::Ready(Ok(false)),
-            Poll::Ready(Ok(_)) => {
-                let now = (self.shard.clock)();
-                self.peer.heard_at.store(now.0, Ordering::Relaxed);
-                self.route(cx, now, buf);
-            }
+            Poll::Ready(Ok(_)) => (self.shard.clock)(),
             Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-            Poll::Pending => {}
-        }
-        self.partial = if buf.len() >= OWN_BUFFER_BYTES { buf.split() } else { BytesMut::from(&buf[..]) };
+            Poll::Pending => Tick(self.peer.heard_at.load(Ordering::Relaxed)),
+        };
+        self.peer.heard_at.store(now.0, Ordering::Relaxed);
+        self.arrived(cx, now, buf, keep);
         read.map_ok(|_| true)
+    }
+
+    /// Routes what is complete and keeps the rest.
+    fn arrived(&mut self, cx: &Context<'_>, now: Tick, buf: &mut BytesMut, keep: Keep) {
+        self.partial.pass_over(buf);
+        self.route(cx, now, buf);
+        if let Err((id, e)) = keep(&mut self.partial, buf) {
+            self.answer_error(id, &e);
+        }
     }
 
     /// Routes the complete frames at the start of `buf` and leaves the rest in it.
     fn route(&mut self, cx: &Context<'_>, now: Tick, buf: &mut BytesMut) {
         let limit = self.shard.terms.frame_bytes_max as usize;
-        let (mut run, mut class) = (0, Class::Local);
+        let (mut run, mut frames, mut class) = (0, 0, Class::Local);
         loop {
             match cut(&buf[run..], limit) {
                 Ok(Some(total)) => {
                     let next = self.classify(&buf[run..run + total]);
                     if next != class && run > 0 {
                         let chunk = buf.split_to(run);
-                        self.dispatch(cx, now, class, chunk);
-                        run = 0;
+                        self.dispatch(cx, now, class, frames, chunk);
+                        (run, frames) = (0, 0);
                     }
                     class = next;
                     run += total;
+                    frames += 1;
                 }
                 Ok(None) => break,
                 Err(e) => {
-                    self.dispatch_run(cx, now, class, run, buf);
+                    if run > 0 {
+                        self.dispatch(cx, now, class, frames, buf.split_to(run));
+                    }
                     buf.clear();
                     self.answer_error(0, &e);
                     self.closing = true;
@@ -116,18 +128,13 @@ impl Session {
                 }
             }
         }
-        self.dispatch_run(cx, now, class, run, buf);
-    }
-
-    fn dispatch_run(&mut self, cx: &Context<'_>, now: Tick, class: Class, run: usize, buf: &mut BytesMut) {
         if run > 0 {
-            let chunk = buf.split_to(run);
-            self.dispatch(cx, now, class, chunk);
+            self.dispatch(cx, now, class, frames, buf.split_to(run));
         }
     }
 
     #[inline]
-    fn classify(&mut self, frame: &[u8]) -> Class {
+    pub(super) fn classify(&mut self, frame: &[u8]) -> Class {
         match frame[5] {
             0x10 if !self.may_submit(frame) => Class::Local,
             0x10..=0x1c => Class::Dispatcher,
@@ -173,22 +180,30 @@ impl Session {
     fn control_of(&mut self, frame: &[u8]) -> Class {
         let Some(f) = FrameRef::parse(frame) else { return Class::Control(0) };
         let shards = self.subscriptions.get_or_insert_default();
+        for refused in self.peer.refused.lock().drain(..) {
+            shards.remove(&refused);
+        }
         if f.prefix.op == Op::Unsubscribe as u8 {
-            return shards.remove(&f.prefix.id).map_or(Class::ControlAll, Class::Control);
+            return Class::Control(shards.remove(&f.prefix.id).unwrap_or(0));
         }
         let Ok(s) = messages::decode::<Subscribe>(f.header) else { return Class::Control(0) };
         if hive_proto::names::pattern(s.subject.as_bytes()).is_err() {
             return Class::Control(0); // which refuses it; the id stays free
         }
-        if s.subject.contains(['*', '>']) {
-            return Class::ControlAll;
-        }
-        let shard = spread(s.subject.as_bytes(), self.shard.hubs.len()) as u8;
+        let wild = s.subject.contains(['*', '>']);
+        let shard = if wild { 0 } else { spread(s.subject.as_bytes(), self.shard.hubs.len()) as u8 };
         // A second subscription under an id goes where the first one is, to be refused there.
         Class::Control(*shards.entry(f.prefix.id).or_insert(shard))
     }
 
-    fn dispatch(&mut self, cx: &Context<'_>, now: Tick, class: Class, chunk: BytesMut) {
+    pub(super) fn dispatch(
+        &mut self,
+        cx: &Context<'_>,
+        now: Tick,
+        class: Class,
+        frames: usize,
+        chunk: BytesMut,
+    ) {
         if matches!(class, Class::Hub(_) | Class::Agents) {
             self.peer.requests.store(true, Ordering::Relaxed);
         }
@@ -196,26 +211,21 @@ impl Session {
             Class::Local => self.local(cx, now, &chunk),
             Class::Dispatcher => {
                 self.peer.submits.store(true, Ordering::Relaxed);
-                self.send(cx, self.shard.dispatcher.clone(), now, chunk, false);
+                self.send(cx, self.shard.dispatcher.clone(), now, frames, chunk);
             }
             Class::Hub(n) | Class::Control(n) => {
-                self.send(cx, self.shard.hubs[usize::from(n)].clone(), now, chunk, false);
+                self.send(cx, self.shard.hubs[usize::from(n)].clone(), now, frames, chunk);
             }
             Class::Agents => {
                 let own = usize::from(self.shard.number) % self.shard.hubs.len();
-                self.send(cx, self.shard.hubs[own].clone(), now, chunk, false);
-            }
-            Class::ControlAll => {
-                for n in 1..self.shard.hubs.len() {
-                    self.send(cx, self.shard.hubs[n].clone(), now, chunk.clone(), true);
-                }
-                self.send(cx, self.shard.hubs[0].clone(), now, chunk, false);
+                self.send(cx, self.shard.hubs[own].clone(), now, frames, chunk);
             }
         }
     }
 
-    fn send(&mut self, cx: &Context<'_>, inlet: Inlet, read_at: Tick, chunk: BytesMut, quiet: bool) {
-        let batch = Batch { from: self.peer.clone(), chunk, read_at, quiet };
+    fn send(&mut self, cx: &Context<'_>, inlet: Inlet, read_at: Tick, frames: usize, chunk: BytesMut) {
+        let from = InFlight::new(&self.shard.directory, &self.peer, frames, chunk.len());
+        let batch = Batch { from, chunk, read_at, quiet: false };
         if !self.blocked.is_empty() {
             self.blocked.push_back((inlet, batch));
         } else if let Err(batch) = inlet.push(batch, cx) {
@@ -243,10 +253,10 @@ impl Session {
             }
             Op::Pong => Ok(()),
             Op::Goodbye => {
-                self.closing = true;
+                (self.closing, self.leaving) = (true, true);
                 Ok(())
             }
-            Op::Fragment => self.fragment(cx, now, frame),
+            Op::Fragment => self.fragment(cx, now, *frame),
             Op::Hello => Err(WireError::new(Code::AlreadyLoggedIn, "Hello was sent before")),
             Op::Submit => Err(self.refusal()),
             op => Err(WireError::new(Code::UnknownOp, format!("{op:?} may not be sent by a client"))),
@@ -265,45 +275,7 @@ impl Session {
         WireError::new(Code::ProducerCredit, text).retry_after(10)
     }
 
-    fn fragment(&mut self, cx: &Context<'_>, now: Tick, frame: &FrameRef<'_>) -> Result<(), WireError> {
-        let (terms, all) = (&self.shard.terms, &self.shard.directory.parts_bytes);
-        let limit = terms.message_bytes_max as usize + PREFIX_LEN;
-        let assembler = self.assembler.get_or_insert_with(|| Box::new(Assembler::new(limit)));
-        let held = assembler.bytes();
-        let room = held + terms.parts_bytes_max.saturating_sub(all.load(Ordering::Relaxed));
-        assembler.set_message_bytes_max(limit.min(room));
-        let pushed = assembler.push(*frame);
-        all.fetch_add(assembler.bytes(), Ordering::Relaxed);
-        all.fetch_sub(held, Ordering::Relaxed);
-        let whole = match pushed {
-            Ok(Some(whole)) => whole,
-            Ok(None) => return Ok(()),
-            Err((id, e)) if room < limit && e.code == Code::MessageTooLarge as u16 => {
-                let text = "messages that have not arrived whole fill the memory for them";
-                self.answer_error(id, &WireError::new(Code::Overloaded, text).retry_after(100));
-                return Ok(());
-            }
-            Err((id, e)) => {
-                self.answer_error(id, &e);
-                return Ok(());
-            }
-        };
-        if assembler.is_idle() {
-            self.assembler = None;
-        }
-        let message = whole.try_into_mut().unwrap_or_else(|b| BytesMut::from(&b[..]));
-        match self.classify(&message) {
-            Class::Local if message[5] == Op::Fragment as u8 => {
-                Err(WireError::new(Code::MalformedFrame, "a fragment inside a fragment"))
-            }
-            class => {
-                self.dispatch(cx, now, class, message);
-                Ok(())
-            }
-        }
-    }
-
-    fn answer_error(&self, id: u32, e: &WireError) {
+    pub(super) fn answer_error(&self, id: u32, e: &WireError) {
         self.peer.outbox.answer(Op::Error, id, 0, &messages::encode(e), &[]);
     }
 }

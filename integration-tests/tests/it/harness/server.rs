@@ -43,7 +43,11 @@ impl Server {
         let usual = SESSION.lines().filter(|l| !session.contains(l.split(' ').next().unwrap_or_default()));
         let usual: Vec<_> = usual.collect();
         // Tables come last in TOML, and the test's own keys may stand outside of any.
-        let text = format!("{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
+        let shards = match std::env::var("HIVE_TEST_SHARDS") {
+            Ok(n) if !config.contains("shards") => format!("shards = {n}\n"),
+            _ => String::new(),
+        };
+        let text = format!("{shards}{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
         std::fs::write(&file, text).expect("configuration");
         let token = format!("token-{}", folder.path().display());
         let mut child = command(&["--config", &file.to_string_lossy()])
@@ -98,10 +102,14 @@ impl Server {
         found.and_then(|a| a["restarts"].as_u64()).unwrap_or_else(|| panic!("no actor {actor} in {status}"))
     }
 
-    /// Makes an actor panic.
+    /// Makes an actor panic, as soon as there is one.
     pub(crate) fn panic(&self, actor: &str) {
-        let (code, body) = self.post(&format!("/v1/faults/panic?actor={actor}&shard=0"), Some(&self.token));
-        assert_eq!(code, 202, "{body}");
+        eventually(&format!("{actor} takes a fault"), || {
+            let (code, body) =
+                self.post(&format!("/v1/faults/panic?actor={actor}&shard=0"), Some(&self.token));
+            assert!(matches!(code, 202 | 503), "{code} {body}");
+            (code == 202).then_some(())
+        });
     }
 
     pub(crate) fn get(&self, path: &str) -> (u16, String) {

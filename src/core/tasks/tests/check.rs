@@ -134,9 +134,11 @@ impl Board {
             self.table.slots().filter(filled).count()
         };
         use TaskState::{Completed, Dead, Running, Scheduled, Waiting};
-        assert_eq!(self.payloads.live(), blobs(&[Waiting, Scheduled, Running]));
+        assert_eq!(self.payloads.live(), blobs(&[Waiting, Running]));
+        assert_eq!(self.delayed.live(), blobs(&[Scheduled]));
         assert_eq!(self.results.live(), blobs(&[Completed]));
         assert_eq!(self.dead.live(), blobs(&[Dead]));
+        assert_eq!(self.consumer_bytes, self.consumers.iter().flatten().map(|c| c.bytes).sum::<usize>());
         let done = self.walk(self.done);
         assert_eq!(
             self.done_bytes,
