@@ -1,7 +1,6 @@
 //! nats-server, JetStream: a work-queue stream, one durable pull consumer that the workers share, asynchronous
 //! publishing with acknowledgements, results published to the submitter's subject.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use super::nats::{CONNECT, Op, publish, result_subject};
+use super::nats_wire::{CONNECT, Connection, Msg, Op, Part, publish, result_subject};
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
 use crate::measure::Tally;
 use crate::run::{Client, Stamps};
@@ -67,28 +66,25 @@ impl System for JetStream {
         let subjects: Vec<String> = (0..job.producers).map(|i| format!("r{i}")).collect();
         let batch = (job.in_flight / job.consumers.max(1)).clamp(1, 512);
         let workers = (0..job.consumers).map(|i| {
-            let worker = Worker {
-                number: i,
-                batch,
-                asked: 0,
-                results: Results::new(job.result_size),
-                subjects: subjects.clone(),
-                acks: Vec::new(),
-                ready: false,
-            };
-            (Role::Receiver, Box::new(worker) as Box<dyn Client>)
+            let results = Results::new(job.result_size);
+            let worker =
+                Worker { number: i, batch, asked: 0, results, subjects: subjects.clone(), acks: Vec::new() };
+            (Role::Receiver, Box::new(Connection::new(worker)) as Box<dyn Client>)
         });
         let submitters = (0..job.producers).map(|i| {
             let before = format!("PUB t a{i} {}\r\n", job.size);
-            let template = Template::new(before.as_bytes(), job.size, i, b"\r\n");
-            (Role::Producer, Box::new(Submitter { number: i, template, ready: false }) as Box<dyn Client>)
+            (Role::Producer, submitter(i, Template::new(before.as_bytes(), job.size, i, b"\r\n")))
         });
         workers.chain(submitters).collect()
     }
 
     fn idle(&self) -> Box<dyn Client> {
-        Box::new(Submitter { number: 0, template: Template::new(b"", 16, 0, b""), ready: false })
+        submitter(0, Template::new(b"", 16, 0, b""))
     }
+}
+
+fn submitter(number: usize, template: Template) -> Box<dyn Client> {
+    Box::new(Connection::new(Submitter { number, template }))
 }
 
 /// A blocking connection for the requests that set things up.
@@ -118,8 +114,8 @@ impl Admin {
             while let Some((op, n)) = Op::read(&input[at..])? {
                 at += n;
                 match op {
-                    Op::Msg { payload, .. } => return refused(payload),
-                    Op::Headers { head } => bail!("{subject}: {}", String::from_utf8_lossy(head).trim_end()),
+                    Op::Msg(answer) => return refused(answer.payload),
+                    Op::Headers(head) => bail!("{subject}: {}", String::from_utf8_lossy(head).trim_end()),
                     _ => {}
                 }
             }
@@ -139,36 +135,22 @@ fn refused(answer: &[u8]) -> Result<()> {
 struct Submitter {
     number: usize,
     template: Template,
-    ready: bool,
 }
 
-impl Client for Submitter {
-    fn hello(&mut self, out: &mut Vec<u8>) {
+impl Part for Submitter {
+    fn subscribe(&mut self, out: &mut Vec<u8>) {
         let i = self.number;
-        out.extend_from_slice(format!("{CONNECT}SUB r{i} 1\r\nSUB a{i} 2\r\nPING\r\n").as_bytes());
+        out.extend_from_slice(format!("SUB r{i} 1\r\nSUB a{i} 2\r\n").as_bytes());
     }
 
-    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
-        let mut at = 0;
-        while let Some((op, n)) = Op::read(&input[at..])? {
-            at += n;
-            match op {
-                Op::Msg { args: [b'r', ..], payload } => tally.done(payload),
-                Op::Msg { payload, .. } => {
-                    refused(payload)?;
-                    tally.accepted += 1;
-                }
-                Op::Headers { head } => bail!("JetStream: {}", String::from_utf8_lossy(head).trim_end()),
-                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
-                Op::Pong => self.ready = true,
-                Op::Other => {}
-            }
+    fn message(&mut self, message: &Msg<'_>, _: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
+        if message.subject().starts_with(b"r") {
+            tally.done(message.payload);
+        } else {
+            refused(message.payload)?;
+            tally.accepted += 1;
         }
-        Ok(at)
-    }
-
-    fn ready(&self) -> bool {
-        self.ready
+        Ok(())
     }
 
     fn produce(&mut self, stamps: Stamps, out: &mut Vec<u8>) {
@@ -184,16 +166,13 @@ struct Worker {
     results: Results,
     subjects: Vec<String>,
     acks: Vec<u8>,
-    ready: bool,
 }
 
 impl Worker {
     fn pull(&mut self, out: &mut Vec<u8>) {
         while self.asked <= self.batch {
             let body = format!("{{\"batch\":{}}}", self.batch);
-            let mut head = String::new();
-            write!(head, "PUB $JS.API.CONSUMER.MSG.NEXT.W.C w{} {}\r\n", self.number, body.len())
-                .expect("writing to memory");
+            let head = format!("PUB $JS.API.CONSUMER.MSG.NEXT.W.C w{} {}\r\n", self.number, body.len());
             out.extend_from_slice(head.as_bytes());
             out.extend_from_slice(body.as_bytes());
             out.extend_from_slice(b"\r\n");
@@ -202,42 +181,31 @@ impl Worker {
     }
 }
 
-impl Client for Worker {
-    fn hello(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("{CONNECT}SUB w{} 1\r\n", self.number).as_bytes());
+impl Part for Worker {
+    fn subscribe(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("SUB w{} 1\r\n", self.number).as_bytes());
         self.pull(out);
-        out.extend_from_slice(b"PING\r\n");
     }
 
-    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
-        let mut at = 0;
-        while let Some((op, n)) = Op::read(&input[at..])? {
-            at += n;
-            match op {
-                Op::Msg { args, payload } => {
-                    tally.assigned(payload);
-                    self.asked = self.asked.saturating_sub(1);
-                    let Some(space) = memchr::memrchr(b' ', args) else {
-                        bail!("a task without a reply subject")
-                    };
-                    publish(out, result_subject(payload, &self.subjects)?, self.results.of(payload));
-                    // An empty acknowledgement is a plain one.
-                    publish(&mut self.acks, &args[space + 1..], b"");
-                }
-                // A pull request has ended: 404, 408, 409.
-                Op::Headers { .. } => self.asked = self.asked.saturating_sub(self.batch),
-                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
-                Op::Pong => self.ready = true,
-                Op::Other => {}
-            }
-        }
+    fn message(&mut self, message: &Msg<'_>, out: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
+        let task = message.payload;
+        tally.assigned(task);
+        self.asked = self.asked.saturating_sub(1);
+        publish(out, result_subject(task, &self.subjects)?, self.results.of(task));
+        // An empty acknowledgement is a plain one.
+        publish(&mut self.acks, message.reply()?, b"");
+        Ok(())
+    }
+
+    /// A pull request has ended: 404, 408, 409.
+    fn headers(&mut self, _: &[u8]) -> Result<()> {
+        self.asked = self.asked.saturating_sub(self.batch);
+        Ok(())
+    }
+
+    fn settle(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.acks);
         self.pull(out);
-        Ok(at)
-    }
-
-    fn ready(&self) -> bool {
-        self.ready
     }
 }
 

@@ -10,6 +10,7 @@ mod gearman;
 mod hive;
 mod jetstream;
 mod nats;
+mod nats_wire;
 mod redis;
 
 use std::path::PathBuf;
