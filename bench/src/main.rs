@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use cores::Cores;
 use report::Report;
 use scenario::{Counts, Plan, Scenario};
 use system::{Durability, Name, Setup};
@@ -88,6 +89,9 @@ struct Load {
     /// What acknowledgements must promise.
     #[arg(long, value_enum, default_value = "memory")]
     durability: Durability,
+    /// Whether the generator and the servers keep to cores of their own.
+    #[arg(long, value_enum, default_value = "apart")]
+    cores: Cores,
     /// conns: idle connections.
     #[arg(long, default_value = "10000")]
     connections: usize,
@@ -131,7 +135,7 @@ impl Load {
         Plan {
             scenario,
             system,
-            setup: Setup { durability: self.durability, hive: self.hive.clone() },
+            setup: Setup { durability: self.durability, hive: self.hive.clone(), cores: self.cores },
             clients: self.clients.unwrap_or(Counts { producers: 1, consumers: 1 }),
             size: self.size.unwrap_or(if scenario == Scenario::Pubsub { 128 } else { 256 }),
             in_flight: self.in_flight,

@@ -130,7 +130,8 @@ pub(crate) fn brief(params: &Value) -> String {
     let Some(object) = params.as_object() else { return String::new() };
     let hidden = ["duration_s", "result_size"];
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let words = object.iter().filter(|(k, v)| !hidden.contains(&k.as_str()) && *v != "memory");
+    let usual = |v: &Value| *v == "memory" || *v == "apart";
+    let words = object.iter().filter(|(k, v)| !hidden.contains(&k.as_str()) && !usual(v));
     words
         .map(|(k, v)| if k == "clients" { text(v) } else { format!("{k}={}", text(v)) })
         .collect::<Vec<_>>()

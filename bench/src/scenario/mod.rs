@@ -127,18 +127,19 @@ impl Plan {
 
     /// The parameters as they stand in JSON.
     pub(crate) fn params(&self) -> Value {
-        let durability = self.setup.durability.as_str();
+        let (durability, cores) = (self.setup.durability.as_str(), self.setup.cores.as_str());
         match (self.scenario, self.waiting) {
             (Scenario::Conns, Some(waiting)) => {
-                json!({ "waiting": waiting, "size": self.size, "durability": durability })
+                json!({ "waiting": waiting, "size": self.size, "durability": durability, "cores": cores })
             }
-            (Scenario::Conns, None) => json!({ "connections": self.connections }),
+            (Scenario::Conns, None) => json!({ "connections": self.connections, "cores": cores }),
             _ => {
                 let mut params = json!({
                     "clients": self.clients.to_string(),
                     "size": self.size,
                     "duration_s": self.duration.as_secs_f64(),
                     "durability": durability,
+                    "cores": cores,
                 });
                 match self.pace() {
                     Pace::Closed(n) => params["in_flight"] = n.into(),
@@ -173,7 +174,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     ensure!((system::PAYLOAD_MIN..=128 * 1024).contains(&plan.size), "--size is 16 to 131,072 bytes");
     check_support(plan)?;
     let system = plan.system.system(&plan.setup)?;
-    cores::take_own()?;
+    plan.setup.cores.take_own()?;
     match plan.scenario {
         Scenario::Conns => conns::run(plan, &*system),
         _ => load(plan, &*system),
@@ -278,7 +279,7 @@ fn summarise(plan: &Plan, engine: &mut Engine, m: &Measured) -> Report {
 /// Closed loop: the generator's thread had hardly a pause while the server did not use what was left of the machine.
 /// Open loop: the generator spins by design, so what counts is whether it sent late.
 fn generator_bound(plan: &Plan, m: &Measured) -> bool {
-    let useful = cores::of_servers().len() as f64;
+    let useful = cores::left_to_servers() as f64;
     let server_idle = m.server_cpu / m.seconds < 0.9 * useful;
     match plan.rate {
         None => m.generator_cpu / m.seconds > 0.9 && server_idle,
@@ -298,7 +299,7 @@ mod tests {
         Plan {
             scenario: Scenario::Pubsub,
             system: Name::Nats,
-            setup: Setup { durability: system::Durability::Memory, hive: None },
+            setup: Setup { durability: system::Durability::Memory, hive: None, cores: cores::Cores::Apart },
             clients: "4+2".parse().expect("counts"),
             size: 1024,
             in_flight: None,

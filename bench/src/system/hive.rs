@@ -10,7 +10,6 @@ use hive_proto::frame::{FRAME_BYTES_MAX, MAGIC, write_frame};
 use hive_proto::items::{Assign, Complete, Item, Items, Refused, Task};
 use hive_proto::messages::{self, Hello, PROTOCOL_1_0, Subscribe, Welcome, Work};
 use hive_proto::{Flags, FrameBuilder, FrameRef, Op, TaskState, WireError, codec, ids};
-use tempfile::TempDir;
 
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, random_token};
 use crate::measure::Tally;
@@ -54,16 +53,16 @@ impl System for Hive {
             ))
             .into());
         }
-        let dir = TempDir::new()?;
+        let place = setup.place()?;
         let mut command = Command::new(program);
         command.args(["start", "--dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         if setup.durability == Durability::Journal {
-            command.arg("--data-dir").arg(dir.path());
+            command.arg("--data-dir").arg(place.dir.path());
         }
         command.env("HIVE_TOKEN", &self.token).env_remove("HIVE_SERVER").env_remove("HIVE_HTTP");
         // Where the server tells local commands of itself: not where a person's own servers are.
-        command.env("XDG_RUNTIME_DIR", dir.path());
-        Server::start_announced(dir, &command)
+        command.env("XDG_RUNTIME_DIR", place.dir.path());
+        Server::start_announced(place, &command)
     }
 
     fn clients(&self, job: &Job) -> Clients {

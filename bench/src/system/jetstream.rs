@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
 
 use super::nats_wire::{CONNECT, Connection, Msg, Op, Part, publish, result_subject};
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
@@ -25,16 +24,16 @@ impl System for JetStream {
 
     fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("nats-server")?;
-        let dir = TempDir::new()?;
-        let store = dir.path().join("store");
+        let place = setup.place()?;
+        let store = place.dir.path().join("store");
         let mut config = format!("jetstream {{ store_dir: {store:?}, max_mem: 8G");
         if setup.durability == Durability::Journal {
             config.push_str(", sync_interval: always");
         }
         config.push_str(" }\n");
-        let path = dir.path().join("nats.conf");
+        let path = place.dir.path().join("nats.conf");
         std::fs::write(&path, config)?;
-        Server::start(dir, |port, _| {
+        Server::start(place, |port, _| {
             let mut c = Command::new(&program);
             c.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"]).arg(&path);
             c

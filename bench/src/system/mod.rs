@@ -17,9 +17,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use tempfile::TempDir;
 
+use crate::cores::Cores;
 use crate::run::Client;
-use crate::server::Server;
+use crate::server::{Place, Server};
 pub(crate) use hive::decisions;
 
 /// Bytes of a payload that the harness uses; no payload is smaller.
@@ -94,6 +96,14 @@ pub(crate) struct Setup {
     pub(crate) durability: Durability,
     /// The binary of Hive, if named.
     pub(crate) hive: Option<PathBuf>,
+    pub(crate) cores: Cores,
+}
+
+impl Setup {
+    /// A place for a server.
+    pub(crate) fn place(&self) -> Result<Place> {
+        Ok(Place { dir: TempDir::new()?, cores: self.cores })
+    }
 }
 
 /// What the clients do.

@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use anyhow::Result;
-use tempfile::TempDir;
 
 use super::nats_wire::{Connection, Msg, Part, publish};
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
@@ -22,9 +21,9 @@ impl System for Nats {
         false
     }
 
-    fn start(&self, _: &Setup) -> Result<Server> {
+    fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("nats-server")?;
-        Server::start(TempDir::new()?, |port, _| {
+        Server::start(setup.place()?, |port, _| {
             let mut c = Command::new(&program);
             c.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
             c

@@ -8,7 +8,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use tempfile::TempDir;
 
 use super::{
     Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, decimal, line, producer_of,
@@ -31,7 +30,7 @@ impl System for Redis {
     fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("redis-server")?;
         let aof = if setup.durability == Durability::Journal { "yes" } else { "no" };
-        Server::start(TempDir::new()?, |port, dir| {
+        Server::start(setup.place()?, |port, dir| {
             let mut c = Command::new(&program);
             c.args([
                 "--port",
