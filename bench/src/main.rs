@@ -2,6 +2,8 @@
 
 mod compare;
 mod cores;
+mod disk;
+mod echo;
 mod floor;
 mod http;
 mod measure;
@@ -36,6 +38,12 @@ enum Command {
     /// Publish/subscribe; several subscribers share the messages as a queue group.
     Pubsub(One),
     /// One task in flight: from before the write of its submission until a worker has parsed it.
+    ///
+    /// With `--durability journal` also until the submission is acknowledged (`ack_p50_us`, `ack_p99_us`), the whole
+    /// cycle (`cycle_p50_us`), and, in the same run and folder, the least that this can cost: a written 4 KiB block
+    /// overwritten and synced (`disk_sync_p50_us`, `disk_sync_p99_us`), an echo of `--size` bytes over TCP
+    /// (`echo_p50_us`), writing 256 MiB in sequence (`disk_write_bytes_per_s`). `ack_over_floor` is the acknowledgement's
+    /// p50 over the sum of the two medians.
     Rtt(One),
     /// The full cycle of a task: submit, assign, complete, result pushed.
     Task(One),
@@ -44,6 +52,11 @@ enum Command {
     /// A bare relay that only cuts and forwards frames: what the machine can do at all.
     Floor(Load),
     /// Hive and its peers, alternating; prints the ratios.
+    ///
+    /// With `--durability journal` each system syncs before it acknowledges: Redis `appendfsync always`, beanstalkd
+    /// `-f0`, JetStream file storage with `sync_interval: always`. A task counts once its submission is acknowledged and
+    /// its result is back. Peers without such a mode are reported as `unsupported`. Hive says in each acknowledgement
+    /// what it promises; less than was asked for is reported as `failed`.
     Compare(Compare),
     #[command(hide = true)]
     Relay,
@@ -86,12 +99,16 @@ struct Load {
     /// Time before it that does not count, seconds.
     #[arg(long, default_value = "1", value_parser = positive)]
     warm_up: f64,
-    /// What acknowledgements must promise.
+    /// What acknowledgements must promise; `durability_acknowledged` is the least that Hive named.
     #[arg(long, value_enum, default_value = "memory")]
     durability: Durability,
     /// Whether the generator and the servers keep to cores of their own.
     #[arg(long, value_enum, default_value = "apart")]
     cores: Cores,
+    /// journal: servers keep their data in a folder made here, which must be on a disk [default: the temporary
+    /// directory, /var/tmp, or beside this binary: the first that is not in memory].
+    #[arg(long)]
+    disk: Option<PathBuf>,
     /// conns: idle connections.
     #[arg(long, default_value = "10000")]
     connections: usize,
@@ -135,7 +152,12 @@ impl Load {
         Plan {
             scenario,
             system,
-            setup: Setup { durability: self.durability, hive: self.hive.clone(), cores: self.cores },
+            setup: Setup {
+                durability: self.durability,
+                hive: self.hive.clone(),
+                cores: self.cores,
+                disk: self.disk.clone(),
+            },
             clients: self.clients.unwrap_or(Counts { producers: 1, consumers: 1 }),
             size: self.size.unwrap_or(if scenario == Scenario::Pubsub { 128 } else { 256 }),
             in_flight: self.in_flight,

@@ -140,7 +140,7 @@ impl Client for BeanClient {
                     self.job(id, &input[body..body + size], out, tally);
                     at += size + 2;
                 }
-                b"INSERTED" if matches!(self.part, Part::Producer(_)) => tally.accepted += 1,
+                b"INSERTED" if matches!(self.part, Part::Producer(_)) => tally.accept(1),
                 b"TIMED_OUT" => self.missing -= 1,
                 b"USING" | b"WATCHING" => self.greeted = true,
                 b"INSERTED" | b"DELETED" => {}

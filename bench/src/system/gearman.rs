@@ -100,7 +100,7 @@ struct GearmanClient {
 impl GearmanClient {
     fn take(&mut self, kind: u32, body: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
         match (&mut self.part, kind) {
-            (Part::Submitter(_), JOB_CREATED) => tally.accepted += 1,
+            (Part::Submitter(_), JOB_CREATED) => tally.accept(1),
             (Part::Submitter(_), WORK_COMPLETE) => match memchr::memchr(0, body) {
                 Some(nul) => tally.done(&body[nul + 1..]),
                 None => bail!("a result without a handle"),

@@ -38,8 +38,9 @@ impl Hive {
 }
 
 impl System for Hive {
-    fn refuses(&self, _: Kind, _: Durability) -> Option<&'static str> {
-        None
+    fn refuses(&self, kind: Kind, durability: Durability) -> Option<&'static str> {
+        (kind == Kind::PubSub && durability == Durability::Journal)
+            .then_some("publish/subscribe of Hive keeps nothing")
     }
 
     fn start(&self, setup: &Setup) -> Result<Server> {
@@ -55,10 +56,12 @@ impl System for Hive {
         }
         let place = setup.place()?;
         let mut command = Command::new(program);
-        command.args(["start", "--dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        if setup.durability == Durability::Journal {
-            command.arg("--data-dir").arg(place.dir.path());
-        }
+        command.args(["start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        match setup.durability {
+            Durability::Memory => command.arg("--dev"),
+            // Nothing more: what is measured is what those get who only say where to keep the data.
+            Durability::Journal => command.arg("--data-dir").arg(place.dir.path().join("data")),
+        };
         command.env("HIVE_TOKEN", &self.token).env_remove("HIVE_SERVER").env_remove("HIVE_HTTP");
         // Where the server tells local commands of itself: not where a person's own servers are.
         command.env("XDG_RUNTIME_DIR", place.dir.path());
@@ -275,9 +278,8 @@ impl HiveClient {
 
 fn accepted(frame: FrameRef<'_>, tally: &mut Tally) -> Result<()> {
     refused(frame).context("a task was refused")?;
-    tally.accepted += u64::from(frame.prefix.count);
-    tally.durability =
-        frame.header.get(8).and_then(|d| ids::Durability::from_u8(*d)).map(ids::Durability::name);
+    tally.accept(u64::from(frame.prefix.count));
+    tally.promise(frame.header.get(8).and_then(|d| ids::Durability::from_u8(*d)));
     Ok(())
 }
 
@@ -456,7 +458,10 @@ mod tests {
         input.extend_from_slice(&result);
         hive_proto::fragment::split(&result, 3, 40, |f| input.extend_from_slice(&f));
         let (_, mut tally) = split_everywhere(&input, || clients(Kind::Task).remove(1).1);
-        assert_eq!((tally.accepted, tally.done.count(), tally.durability), (5, 2, Some("journal")));
+        assert_eq!(
+            (tally.accepted, tally.done.count(), tally.durability),
+            (5, 2, Some(ids::Durability::Journal))
+        );
     }
 
     #[test]

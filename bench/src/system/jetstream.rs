@@ -9,12 +9,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::nats_wire::{CONNECT, Connection, Msg, Op, Part, publish, result_subject};
-use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
-use crate::measure::Tally;
+use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, decimal, producer_of};
+use crate::measure::{Tally, stamp_of};
 use crate::run::{Client, Stamps};
 use crate::server::{Server, find};
 
-pub(crate) struct JetStream;
+pub(crate) struct JetStream {
+    /// Whether workers wait until an acknowledgement is confirmed, which is when its removal is on the disk, before
+    /// they send the result: otherwise a result could be seen of a task that is still waiting on the disk.
+    pub(crate) durable: bool,
+}
 
 impl System for JetStream {
     fn refuses(&self, kind: Kind, _: Durability) -> Option<&'static str> {
@@ -66,8 +70,15 @@ impl System for JetStream {
         let batch = (job.in_flight / job.consumers.max(1)).clamp(1, 512);
         let workers = (0..job.consumers).map(|i| {
             let results = Results::new(job.result_size);
-            let worker =
-                Worker { number: i, batch, asked: 0, results, subjects: subjects.clone(), acks: Vec::new() };
+            let worker = Worker {
+                number: i,
+                durable: self.durable,
+                batch,
+                asked: 0,
+                results,
+                subjects: subjects.clone(),
+                acks: Vec::new(),
+            };
             (Role::Receiver, Box::new(Connection::new(worker)) as Box<dyn Client>)
         });
         let submitters = (0..job.producers).map(|i| {
@@ -147,7 +158,7 @@ impl Part for Submitter {
             tally.done(message.payload);
         } else {
             refused(message.payload)?;
-            tally.accepted += 1;
+            tally.accept(1);
         }
         Ok(())
     }
@@ -157,9 +168,22 @@ impl Part for Submitter {
     }
 }
 
+/// The head of the task whose acknowledgement is confirmed: the subject `c<worker>.<producer>.<stamp>` names it.
+fn confirmed(subject: &[u8]) -> Result<[u8; 12]> {
+    let mut words = subject.split(|b| *b == b'.').skip(1).map(decimal);
+    let (Some(Some(producer)), Some(Some(stamp))) = (words.next(), words.next()) else {
+        bail!("JetStream confirmed something else: {}", String::from_utf8_lossy(subject))
+    };
+    let mut task = [0; 12];
+    task[..8].copy_from_slice(&(stamp as u64).to_le_bytes());
+    task[8..].copy_from_slice(&(producer as u32).to_le_bytes());
+    Ok(task)
+}
+
 /// Keeps between one and two batches asked for, so that the server never waits for the next pull.
 struct Worker {
     number: usize,
+    durable: bool,
     batch: usize,
     asked: usize,
     results: Results,
@@ -182,17 +206,28 @@ impl Worker {
 
 impl Part for Worker {
     fn subscribe(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("SUB w{} 1\r\n", self.number).as_bytes());
+        let i = self.number;
+        out.extend_from_slice(format!("SUB w{i} 1\r\nSUB c{i}.> 2\r\n").as_bytes());
         self.pull(out);
     }
 
     fn message(&mut self, message: &Msg<'_>, out: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
+        if message.subject().starts_with(b"c") {
+            let task = confirmed(message.subject())?;
+            publish(out, result_subject(&task, &self.subjects)?, self.results.of(&task));
+            return Ok(());
+        }
         let task = message.payload;
         tally.assigned(task);
         self.asked = self.asked.saturating_sub(1);
-        publish(out, result_subject(task, &self.subjects)?, self.results.of(task));
         // An empty acknowledgement is a plain one.
-        publish(&mut self.acks, message.reply()?, b"");
+        if self.durable {
+            let confirm = format!(" c{}.{}.{}", self.number, producer_of(task), stamp_of(task));
+            publish(&mut self.acks, &[message.reply()?, confirm.as_bytes()].concat(), b"");
+        } else {
+            publish(out, result_subject(task, &self.subjects)?, self.results.of(task));
+            publish(&mut self.acks, message.reply()?, b"");
+        }
         Ok(())
     }
 
@@ -213,10 +248,10 @@ mod tests {
     use super::super::tests::split_everywhere;
     use super::*;
 
-    fn worker() -> Box<dyn Client> {
+    fn worker(durable: bool) -> Box<dyn Client> {
         let job =
             Job { kind: Kind::Task, producers: 2, consumers: 1, size: 20, result_size: 64, in_flight: 4 };
-        let mut worker = JetStream.clients(&job).remove(0).1;
+        let mut worker = JetStream { durable }.clients(&job).remove(0).1;
         worker.hello(&mut Vec::new());
         worker
     }
@@ -228,7 +263,7 @@ mod tests {
             let head = b"MSG w0 1 $JS.ACK.W.C.1.1.1.0.0 20\r\n";
             Template::new(head, 20, producer, b"\r\n").write(5, &mut input);
         }
-        let (out, mut tally) = split_everywhere(&input, worker);
+        let (out, mut tally) = split_everywhere(&input, || worker(false));
         let text = String::from_utf8_lossy(&out);
         assert_eq!((tally.assigned.count(), text.matches("PUB r1 64\r\n").count()), (4, 2));
         assert_eq!(text.matches("PUB $JS.ACK.W.C.1.1.1.0.0 0\r\n\r\n").count(), 4);
@@ -236,11 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn a_durable_worker_sends_the_result_of_a_confirmed_task() {
+        let mut task = b"PONG\r\n".to_vec();
+        Template::new(b"MSG t 1 $JS.ACK.9 20\r\n", 20, 1, b"\r\n").write(5, &mut task);
+        let (out, _) = split_everywhere(&task, || worker(true));
+        let text = String::from_utf8_lossy(&out);
+        assert!(text.contains("PUB $JS.ACK.9 c0.1.5 0\r\n\r\n") && !text.contains("PUB r1"), "{text}");
+        let (out, _) = split_everywhere(b"MSG c0.1.5 2 0\r\n\r\n", || worker(true));
+        let result = out.strip_prefix(b"PUB r1 64\r\n").expect("a result");
+        assert_eq!((stamp_of(result), producer_of(result)), (5, 1));
+        let strange = worker(true).receive(b"MSG c0.x 2 0\r\n\r\n", &mut Vec::new(), &mut Tally::new());
+        assert!(strange.is_err());
+    }
+
+    #[test]
     fn a_refused_publish_ends_the_run() {
         let input = b"MSG a0 2 21\r\n{\"error\":{\"code\":503}\r\n";
-        assert!(JetStream.idle().receive(input, &mut Vec::new(), &mut Tally::new()).is_err());
-        let (_, tally) =
-            split_everywhere(b"MSG a0 2 24\r\n{\"stream\":\"W\", \"seq\": 11}\r\n", || JetStream.idle());
+        assert!(
+            JetStream { durable: false }.idle().receive(input, &mut Vec::new(), &mut Tally::new()).is_err()
+        );
+        let (_, tally) = split_everywhere(b"MSG a0 2 24\r\n{\"stream\":\"W\", \"seq\": 11}\r\n", || {
+            JetStream { durable: false }.idle()
+        });
         assert_eq!(tally.accepted, 1);
     }
 }

@@ -20,6 +20,7 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 
 use crate::cores::Cores;
+use crate::disk;
 use crate::run::Client;
 use crate::server::{Place, Server};
 pub(crate) use hive::decisions;
@@ -62,7 +63,9 @@ impl Name {
         Ok(match self {
             Self::Hive => Box::new(hive::Hive::new(setup)?),
             Self::Nats => Box::new(nats::Nats),
-            Self::Jetstream => Box::new(jetstream::JetStream),
+            Self::Jetstream => {
+                Box::new(jetstream::JetStream { durable: setup.durability == Durability::Journal })
+            }
             Self::Redis => Box::new(redis::Redis),
             Self::Gearman => Box::new(gearman::Gearman),
             Self::Beanstalkd => Box::new(beanstalkd::Beanstalkd),
@@ -97,12 +100,18 @@ pub(crate) struct Setup {
     /// The binary of Hive, if named.
     pub(crate) hive: Option<PathBuf>,
     pub(crate) cores: Cores,
+    /// Where the folders of durable servers are made, if named.
+    pub(crate) disk: Option<PathBuf>,
 }
 
 impl Setup {
-    /// A place for a server.
+    /// A place for a server; on a disk, if it is to keep what it acknowledges.
     pub(crate) fn place(&self) -> Result<Place> {
-        Ok(Place { dir: TempDir::new()?, cores: self.cores })
+        let dir = match self.durability {
+            Durability::Memory => TempDir::new()?,
+            Durability::Journal => disk::folder(self.disk.as_deref())?,
+        };
+        Ok(Place { dir, cores: self.cores })
     }
 }
 
