@@ -159,11 +159,12 @@ impl<'a> Producer<'a> {
         self.sent.saturating_sub(self.ended(engine) + engine.tally.dropped)
     }
 
-    /// Ends a run in which nothing moves any more.
+    /// Ends a run in which nothing moves any more. Acknowledgements count as well: a system that syncs for each task
+    /// may acknowledge hundreds before the first result.
     fn watch(&mut self, engine: &mut Engine, now: u64) -> Result<()> {
-        let done = self.ended(engine);
-        if done != self.progress.1 || self.under_way(engine) == 0 {
-            self.progress = (now, done);
+        let moved = engine.tally.done.count() + engine.tally.accepted;
+        if moved != self.progress.1 || self.under_way(engine) == 0 {
+            self.progress = (now, moved);
         }
         let silent = Duration::from_nanos(now.saturating_sub(self.progress.0));
         let lost = self.under_way(engine);
