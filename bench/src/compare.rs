@@ -219,6 +219,29 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgements_are_compared_and_set_against_the_floor() {
+        let plan = crate::tests::plan();
+        let report = |ack: f64, over: f64| {
+            let mut r = Report::new(&plan);
+            r.set("ack_p50_us", ack);
+            r.set("cycle_p50_us", 2.0 * ack);
+            r.set("ack_over_floor", over);
+            r.set("disk_sync_p50_us", 100.0);
+            r.set("file_system", "ext4");
+            r
+        };
+        let json = merge(json!({ "status": "ok" }), summary(&[(report(150.0, 1.1), report(300.0, 2.2))]));
+        assert_eq!(json["ack_p50_ratio"]["median"], json!(0.5));
+        assert_eq!(
+            (&json["ack_over_floor"], &json["peer_run"]["ack_over_floor"]),
+            (&json!(1.1), &json!(2.2))
+        );
+        assert_eq!((&json["file_system"], &json["disk_sync_p50_us"]), (&json!("ext4"), &json!(100.0)));
+        let row = row(&json);
+        assert!(row.contains("acknowledged 0.50") && row.contains("sync + echo 1.1 / 2.2"), "{row}");
+    }
+
+    #[test]
     fn what_a_peer_cannot_do_is_said() {
         let json = compare(&crate::tests::plan(), Name::Beanstalkd, 1);
         assert_eq!((&json["status"], &json["peer"]), (&json!("unsupported"), &json!("beanstalkd")));

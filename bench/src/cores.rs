@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -33,6 +33,17 @@ impl Cores {
             (Self::Apart, [_, rest @ ..]) if !rest.is_empty() => rest,
             (_, all) => all,
         }
+    }
+
+    /// Does something on the cores of servers, as a server would.
+    pub(crate) fn as_server<T: Send>(self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                pin(self.of_servers())?;
+                work()
+            });
+            there.join().map_err(|_| anyhow!("what ran on the cores of servers has panicked"))?
+        })
     }
 
     /// Keeps this thread, the generator, on the cores that it may use.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::cores::{self, Cores};
+use crate::cores::Cores;
 use crate::measure::Lane;
 
 /// Echoes are measured for this long.
@@ -20,9 +20,9 @@ pub(crate) fn probe(size: usize, cores: Cores) -> Result<f64> {
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     std::thread::scope(|scope| {
-        let other = scope.spawn(|| answer(far, size, cores));
+        let other = scope.spawn(|| cores.as_server(|| answer(far, size)));
         let result = ask(near, size);
-        other.join().ok().context("the other end panicked")??;
+        other.join().ok().context("the other end has panicked")??;
         result
     })
 }
@@ -40,8 +40,7 @@ fn ask(mut stream: TcpStream, size: usize) -> Result<f64> {
     Ok(lane.quantile_us(0.5))
 }
 
-fn answer(mut stream: TcpStream, size: usize, cores: Cores) -> Result<()> {
-    cores::pin(cores.of_servers())?;
+fn answer(mut stream: TcpStream, size: usize) -> Result<()> {
     let mut bytes = vec![0; size];
     while stream.read_exact(&mut bytes).is_ok() {
         stream.write_all(&bytes)?;

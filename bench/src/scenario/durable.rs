@@ -40,8 +40,10 @@ pub(super) fn describe(plan: &Plan, server: &Server, tally: &mut Tally, report: 
     let [ack, p99] = [0.5, 0.99].map(|q| tally.acknowledged.quantile_us(q));
     report.set("ack_p50_us", ack);
     report.set("ack_p99_us", p99);
-    // In the same folder and the same minute: the server is there but has nothing to do.
-    let (echo, disk) = (echo::probe(plan.size, plan.setup.cores)?, disk::probe(server.folder())?);
+    // In the same folder, on the same cores, in the same minute: the server is there but has nothing to do.
+    let cores = plan.setup.cores;
+    let echo = echo::probe(plan.size, cores)?;
+    let disk = cores.as_server(|| disk::probe(server.folder()))?;
     report.set("echo_p50_us", echo);
     report.set("disk_sync_p50_us", disk.sync_us[0]);
     report.set("disk_sync_p99_us", disk.sync_us[1]);

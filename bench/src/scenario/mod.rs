@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::cores;
+use crate::http;
 use crate::report::Report;
 use crate::run::Engine;
 use crate::server::Server;
@@ -226,7 +227,7 @@ fn drive(plan: &Plan, system: &dyn System, server: &Server) -> Result<Report> {
     report.rss_peak_bytes = server.memory()?.1;
     durable::describe(plan, server, &mut engine.tally, &mut report)?;
     if plan.system == Name::Hive && plan.scenario == Scenario::Task && plan.rate.is_some() {
-        report.set("decisions", system::decisions(server).context("reading the server's status")?);
+        report.set("decisions", http::decisions(server).context("reading the server's status")?);
     }
     Ok(report)
 }

@@ -2,7 +2,6 @@
 //! publishes one after the other.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hive_proto::fragment::Assembler;
@@ -336,24 +335,6 @@ impl Client for HiveClient {
     fn keep_alive(&mut self, out: &mut Vec<u8>) {
         write_frame(out, Op::Ping, 0, 1, 0, &[], &[]);
     }
-}
-
-/// How long decisions took, as the server itself reports it: `decision_ns` and `queued_ns` of each shard.
-pub(crate) fn decisions(server: &Server) -> Result<serde_json::Value> {
-    let addr = server.http.context("the server has no HTTP address")?;
-    let status = crate::http::get(addr, "/v1/status", Duration::from_secs(5))?;
-    let status: serde_json::Value = serde_json::from_str(&status).context("/v1/status is not JSON")?;
-    let shards = status["shards"].as_array().context("/v1/status has no shards")?;
-    let of = |s: &serde_json::Value| {
-        serde_json::json!({
-            "shard": s["shard"],
-            "decision_ns": s["dispatcher"]["decision_ns"],
-            "queued_ns": s["dispatcher"]["queued_ns"],
-            "batches": s["dispatcher"]["batches"],
-            "tasks": s["dispatcher"]["tasks"],
-        })
-    };
-    Ok(shards.iter().map(of).collect())
 }
 
 #[cfg(test)]

@@ -23,7 +23,6 @@ use crate::cores::Cores;
 use crate::disk;
 use crate::run::Client;
 use crate::server::{Place, Server};
-pub(crate) use hive::decisions;
 
 /// Bytes of a payload that the harness uses; no payload is smaller.
 pub(crate) const PAYLOAD_MIN: usize = 16;
