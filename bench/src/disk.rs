@@ -1,6 +1,6 @@
 //! Disks: where servers keep what must survive, and what the disk below can do at all.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,6 @@ use crate::measure::Lane;
 const IN_MEMORY: [&str; 3] = ["tmpfs", "ramfs", "devtmpfs"];
 /// What is synced again and again: the least that a journal can write.
 const BLOCK: usize = 4096;
-/// Syncs are measured for this long, and this often at least.
-const SYNCS: (Duration, u32) = (Duration::from_millis(500), 100);
 /// What is written in sequence, in writes of 1 MiB.
 const SEQUENCE: usize = 256;
 const MIB: usize = 1024 * 1024;
@@ -56,50 +54,45 @@ fn kind_of<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
     mounts.lines().filter_map(mount).max_by_key(|(depth, _)| *depth).map(|(_, kind)| kind)
 }
 
-/// What a disk can do.
-#[derive(Debug)]
-pub(crate) struct Disk {
-    /// Writing a block in place and syncing it, p50 and p99, µs.
-    pub(crate) sync_us: [f64; 2],
-    /// Writing in sequence, one sync at the end included.
-    pub(crate) write_bytes_per_s: f64,
-}
+/// A block that is allocated and written, so that no sync of it has to write metadata as well: a journal that
+/// preallocates pays this and no less. Its file ends with it.
+pub(crate) struct Block(NamedTempFile);
 
-/// Measures the disk below a folder.
-pub(crate) fn probe(folder: &Path) -> Result<Disk> {
-    // The syncs first: what is written in sequence may keep the disk busy for a while.
-    let sync_us = syncs(folder).context("syncing a block")?;
-    // Only once: where a disk has a budget for bursts, the runs of a comparison are not to compete for it.
-    static SEQUENTIAL: OnceLock<f64> = OnceLock::new();
-    let write_bytes_per_s = match SEQUENTIAL.get() {
-        Some(rate) => *rate,
-        None => {
-            let rate = sequence(folder).context("writing in sequence")?;
-            *SEQUENTIAL.get_or_init(|| rate)
-        }
-    };
-    Ok(Disk { sync_us, write_bytes_per_s })
-}
-
-/// The block is allocated and written before, so that no sync has to write metadata as well: a journal that
-/// preallocates pays this and no less.
-fn syncs(folder: &Path) -> Result<[f64; 2]> {
-    let file = NamedTempFile::new_in(folder)?;
-    let file: &File = file.as_file();
-    fallocate(file, FallocateFlags::empty(), 0, BLOCK as u64)?;
-    file.write_all_at(&[1; BLOCK], 0)?;
-    file.sync_all()?;
-    let (begin, mut lane) = (Instant::now(), Lane::new());
-    let now = || begin.elapsed().as_nanos() as u64;
-    let mut count = 0;
-    while begin.elapsed() < SYNCS.0 || count < SYNCS.1 {
-        let start = now();
-        file.write_all_at(&[2; BLOCK], 0)?;
-        file.sync_data()?;
-        lane.hit(start, now());
-        count += 1;
+impl Block {
+    /// In a file of its own in `folder`.
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
+        let file = NamedTempFile::new_in(folder)?;
+        fallocate(&file, FallocateFlags::empty(), 0, BLOCK as u64)?;
+        file.as_file().write_all_at(&[1; BLOCK], 0)?;
+        file.as_file().sync_all()?;
+        Ok(Self(file))
     }
-    Ok([0.5, 0.99].map(|q| lane.quantile_us(q)))
+
+    /// Writes it in place and syncs it again and again for some time, ten times at least.
+    pub(crate) fn sync(&self, time: Duration, lane: &mut Lane) -> Result<()> {
+        let (begin, file) = (Instant::now(), self.0.as_file());
+        let now = || begin.elapsed().as_nanos() as u64;
+        let mut count = 0;
+        while begin.elapsed() < time || count < 10 {
+            let start = now();
+            file.write_all_at(&[2; BLOCK], 0)?;
+            file.sync_data()?;
+            lane.hit(start, now());
+            count += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes a second written in sequence, one sync at the end included.
+///
+/// Only once: where a disk has a budget for bursts, the runs of a comparison are not to compete for it.
+pub(crate) fn write_rate(folder: &Path) -> Result<f64> {
+    static RATE: OnceLock<f64> = OnceLock::new();
+    match RATE.get() {
+        Some(rate) => Ok(*rate),
+        None => sequence(folder).map(|rate| *RATE.get_or_init(|| rate)),
+    }
 }
 
 fn sequence(folder: &Path) -> Result<f64> {
@@ -140,10 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_measured() {
-        let dir = folder(None).expect("a disk");
-        let [p50, p99] = syncs(dir.path()).expect("synced");
-        assert!(p50 > 0.0 && p50 <= p99, "{p50} {p99}");
-        assert_eq!(fs::read_dir(dir.path()).expect("folder").count(), 0, "nothing is left behind");
+    fn a_block_is_synced_and_leaves_nothing_behind() {
+        let (dir, mut lane) = (folder(None).expect("a disk"), Lane::new());
+        Block::new(dir.path()).expect("written").sync(Duration::ZERO, &mut lane).expect("synced");
+        assert_eq!(lane.recorded(), 10);
+        assert!(lane.quantile_us(0.5) > 0.0);
+        assert_eq!(fs::read_dir(dir.path()).expect("folder").count(), 0);
     }
 }

@@ -40,10 +40,10 @@ enum Command {
     /// One task in flight: from before the write of its submission until a worker has parsed it.
     ///
     /// With `--durability journal` also until the submission is acknowledged (`ack_p50_us`, `ack_p99_us`), the whole
-    /// cycle (`cycle_p50_us`), and, in the same run and folder, the least that this can cost: a written 4 KiB block
-    /// overwritten and synced (`disk_sync_p50_us`, `disk_sync_p99_us`), an echo of `--size` bytes over TCP
-    /// (`echo_p50_us`), writing 256 MiB in sequence (`disk_write_bytes_per_s`, once). `ack_over_floor` is the acknowledgement's
-    /// p50 over the sum of the two medians.
+    /// cycle (`cycle_p50_us`), and, in pauses of the same run and in the server's folder, the least that this can cost:
+    /// a written 4 KiB block overwritten and synced (`disk_sync_p50_us`, `disk_sync_p99_us`), an echo of `--size` bytes
+    /// over TCP (`echo_p50_us`), writing 256 MiB in sequence (`disk_write_bytes_per_s`, once). `ack_over_floor` is the
+    /// p50 of the acknowledgement over the sum of the first two medians.
     Rtt(One),
     /// The full cycle of a task: submit, assign, complete, result pushed.
     Task(One),

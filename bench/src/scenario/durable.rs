@@ -1,13 +1,16 @@
 //! Durability: whether a server gave what it was asked for, and the least that it could have cost.
 
-use anyhow::{Result, bail};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
 
 use super::{Plan, Scenario};
-use crate::measure::Tally;
+use crate::disk::{self, Block};
+use crate::echo;
+use crate::measure::{Lane, Tally};
 use crate::report::Report;
 use crate::server::Server;
 use crate::system::{Durability, Name};
-use crate::{disk, echo};
 
 /// A server that acknowledges less (or more) than it was asked for is not what the run is about.
 ///
@@ -28,28 +31,68 @@ pub(super) fn check(plan: &Plan, tally: &Tally) -> Result<()> {
     Ok(())
 }
 
+/// How often a run pauses for the floor, and how long then.
+pub(super) const PAUSES: u32 = 10;
+const SYNCS: Duration = Duration::from_millis(50);
+const ECHOES: Duration = Duration::from_millis(30);
+
+/// The least that an acknowledgement can cost: a sync and an echo, in the server's folder and on its cores.
+///
+/// Measured in pauses of the run, not before or after it: what neighbours do to a machine changes by the second, and
+/// both sides of a ratio have to have seen the same seconds.
+pub(super) struct Floor {
+    block: Block,
+    syncs: Lane,
+    echoes: Lane,
+}
+
+impl Floor {
+    /// Where one task at a time waits for the disk. An open loop cannot pause.
+    pub(super) fn of(plan: &Plan, server: &Server) -> Result<Option<Self>> {
+        let durable = plan.setup.durability == Durability::Journal;
+        if !durable || plan.scenario != Scenario::Rtt || plan.rate.is_some() {
+            return Ok(None);
+        }
+        let block = Block::new(server.folder()).context("writing a block")?;
+        Ok(Some(Self { block, syncs: Lane::new(), echoes: Lane::new() }))
+    }
+
+    /// To be called while the server has nothing to do.
+    pub(super) fn measure(&mut self, plan: &Plan) -> Result<()> {
+        let Self { block, syncs, echoes } = self;
+        let cores = plan.setup.cores;
+        cores.as_server(|| block.sync(SYNCS, syncs)).context("syncing a block")?;
+        echo::probe(plan.size, cores, ECHOES, echoes)
+    }
+
+    fn describe(mut self, server: &Server, tally: &mut Tally, report: &mut Report) -> Result<()> {
+        let [ack, ack_p99] = [0.5, 0.99].map(|q| tally.acknowledged.quantile_us(q));
+        let [sync, sync_p99] = [0.5, 0.99].map(|q| self.syncs.quantile_us(q));
+        let echo = self.echoes.quantile_us(0.5);
+        report.set("ack_p50_us", ack);
+        report.set("ack_p99_us", ack_p99);
+        report.set("disk_sync_p50_us", sync);
+        report.set("disk_sync_p99_us", sync_p99);
+        report.set("echo_p50_us", echo);
+        report.set("ack_over_floor", ack / (sync + echo));
+        let rate = disk::write_rate(server.folder()).context("writing in sequence")?;
+        report.set("disk_write_bytes_per_s", rate as u64);
+        Ok(())
+    }
+}
+
 /// Adds what matters where acknowledgements wait for the disk.
-pub(super) fn describe(plan: &Plan, server: &Server, tally: &mut Tally, report: &mut Report) -> Result<()> {
-    if plan.setup.durability != Durability::Journal {
-        return Ok(());
+pub(super) fn describe(
+    plan: &Plan,
+    server: &Server,
+    floor: Option<Floor>,
+    tally: &mut Tally,
+    report: &mut Report,
+) -> Result<()> {
+    if plan.setup.durability == Durability::Journal {
+        report.set("file_system", disk::file_system(server.folder())?);
     }
-    report.set("file_system", disk::file_system(server.folder())?);
-    if plan.scenario != Scenario::Rtt {
-        return Ok(());
-    }
-    let [ack, p99] = [0.5, 0.99].map(|q| tally.acknowledged.quantile_us(q));
-    report.set("ack_p50_us", ack);
-    report.set("ack_p99_us", p99);
-    // In the same folder, on the same cores, in the same minute: the server is there but has nothing to do.
-    let cores = plan.setup.cores;
-    let echo = echo::probe(plan.size, cores)?;
-    let disk = cores.as_server(|| disk::probe(server.folder()))?;
-    report.set("echo_p50_us", echo);
-    report.set("disk_sync_p50_us", disk.sync_us[0]);
-    report.set("disk_sync_p99_us", disk.sync_us[1]);
-    report.set("disk_write_bytes_per_s", disk.write_bytes_per_s);
-    report.set("ack_over_floor", ack / (disk.sync_us[0] + echo));
-    Ok(())
+    floor.map_or(Ok(()), |f| f.describe(server, tally, report))
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Producing for a while, in a closed loop (so many under way) or an open one (so many a second, come what may).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
 use super::Plan;
+use super::durable::{Floor, PAUSES};
 use crate::measure::own_cpu;
 use crate::run::{Engine, Stamps};
 use crate::server::Server;
@@ -44,6 +45,7 @@ pub(super) fn run(
     server: &Server,
     producers: &[usize],
     plan: &Plan,
+    floor: Option<&mut Floor>,
 ) -> Result<Measured> {
     let (pace, start) = (plan.pace(), engine.now());
     let from = start + plan.warm_up.as_nanos() as u64;
@@ -64,10 +66,14 @@ pub(super) fn run(
     let (time, done) = (engine.now(), producer.ended(engine));
     let (server_cpu, generator_cpu) = (server.cpu()?, own_cpu());
     producer.lag.reset();
-    producer.until(engine, until)?;
+    let paused = match floor {
+        Some(floor) => producer.with_pauses(engine, plan, floor, until)?,
+        None => Duration::ZERO,
+    };
+    producer.until(engine, until + paused.as_nanos() as u64)?;
     let server_cpu = (server.cpu()? - server_cpu).as_secs_f64();
     let generator_cpu = (own_cpu() - generator_cpu).as_secs_f64();
-    let seconds = (engine.now() - time) as f64 / 1e9;
+    let seconds = (engine.now() - time) as f64 / 1e9 - paused.as_secs_f64();
     let mut operations = producer.ended(engine) - done;
     let mut lost = 0;
     if let Pace::Open(rate) = pace {
@@ -112,6 +118,27 @@ impl<'a> Producer<'a> {
             };
             engine.turn(Some(wait))?;
         }
+    }
+
+    /// Produces until `end`, interrupted by measurements of the floor; gives the time that they took, which is still to
+    /// be produced in.
+    fn with_pauses(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        floor: &mut Floor,
+        end: u64,
+    ) -> Result<Duration> {
+        let (mut paused, step) = (Duration::ZERO, (plan.duration / PAUSES).as_nanos() as u64);
+        for left in (0..u64::from(PAUSES)).rev() {
+            self.until(engine, end - left * step + paused.as_nanos() as u64)?;
+            // What is under way would wait through the pause.
+            engine.until("end of what is under way", SILENCE, |e| self.under_way(e) == 0)?;
+            let begin = Instant::now();
+            floor.measure(plan)?;
+            paused += begin.elapsed();
+        }
+        Ok(paused)
     }
 
     fn produce(&mut self, engine: &mut Engine, now: u64) {

@@ -16,6 +16,7 @@ use crate::report::Report;
 use crate::run::Engine;
 use crate::server::Server;
 use crate::system::{self, Durability, Job, Kind, Name, Role, Setup, System};
+use durable::Floor;
 use load::{Measured, Pace};
 
 /// How long clients may take to log in.
@@ -221,11 +222,12 @@ fn drive(plan: &Plan, system: &dyn System, server: &Server) -> Result<Report> {
     }
     engine.until("login of all clients", LOGIN, |e| e.ready(0))?;
     ensure!(!producers.is_empty(), "no producers");
-    let measured = load::run(&mut engine, server, &producers, plan)?;
+    let mut floor = Floor::of(plan, server)?;
+    let measured = load::run(&mut engine, server, &producers, plan, floor.as_mut())?;
     durable::check(plan, &engine.tally)?;
     let mut report = summarise(plan, &mut engine, &measured);
     report.rss_peak_bytes = server.memory()?.1;
-    durable::describe(plan, server, &mut engine.tally, &mut report)?;
+    durable::describe(plan, server, floor, &mut engine.tally, &mut report)?;
     if plan.system == Name::Hive && plan.scenario == Scenario::Task && plan.rate.is_some() {
         report.set("decisions", http::decisions(server).context("reading the server's status")?);
     }
