@@ -10,8 +10,14 @@ use crate::server::Missing;
 use crate::system::Name;
 
 /// Figures that only some runs have; those of the server also get a ratio.
-const OF_SERVERS: [&str; 5] =
-    ["rss_bytes_per_connection", "rss_bytes_per_task", "ack_p50_us", "ack_p99_us", "cycle_p50_us"];
+const OF_SERVERS: [&str; 6] = [
+    "rss_bytes_per_connection",
+    "rss_bytes_per_task",
+    "ack_p50_us",
+    "ack_p99_us",
+    "cycle_p50_us",
+    "disk_written_bytes_per_task",
+];
 const OF_MACHINES: [&str; 5] =
     ["ack_over_floor", "echo_p50_us", "disk_sync_p50_us", "disk_sync_p99_us", "disk_write_bytes_per_s"];
 
@@ -50,7 +56,7 @@ fn pairs(hive: &Plan, peer: &Plan, rounds: usize) -> Result<Vec<(Report, Report)
 fn one(plan: &Plan, round: usize) -> Result<Report, Gap> {
     let report = scenario::run(plan).map_err(|e| gap(plan, &e))?;
     eprintln!("round {round}: {}", report.row());
-    crate::warn_if_bound(&report);
+    crate::warn(&report);
     Ok(report)
 }
 

@@ -43,7 +43,8 @@ enum Command {
     /// cycle (`cycle_p50_us`), and, in pauses of the same run and in the server's folder, the least that this can cost:
     /// a written 4 KiB block overwritten and synced (`disk_sync_p50_us`, `disk_sync_p99_us`), an echo of `--size` bytes
     /// over TCP (`echo_p50_us`), writing 256 MiB in sequence (`disk_write_bytes_per_s`, once). `ack_over_floor` is the
-    /// p50 of the acknowledgement over the sum of the first two medians.
+    /// p50 of the acknowledgement over the sum of the first two medians; `ack_before_sync` says that it was less than
+    /// the sync alone.
     Rtt(One),
     /// The full cycle of a task: submit, assign, complete, result pushed.
     Task(One),
@@ -56,7 +57,7 @@ enum Command {
     /// With `--durability journal` each system syncs before it acknowledges: Redis `appendfsync always`, beanstalkd
     /// `-f0`, JetStream file storage with `sync_interval: always`. A task counts once its submission is acknowledged and
     /// its result is back. Peers without such a mode are reported as `unsupported`. Hive says in each acknowledgement
-    /// what it promises; less than was asked for is reported as `failed`.
+    /// what it promises; less than was asked for, or next to nothing written to the disk, is reported as `failed`.
     Compare(Compare),
     #[command(hide = true)]
     Relay,
@@ -249,10 +250,14 @@ fn print(report: &Report, json: bool, title: bool) {
         }
         println!("{}", report.row());
     }
-    warn_if_bound(report);
+    warn(report);
 }
 
-fn warn_if_bound(report: &Report) {
+/// Says what makes a figure doubtful.
+fn warn(report: &Report) {
+    if report.get("ack_before_sync") == Some(&true.into()) {
+        eprintln!("half of the acknowledgements came sooner than a sync takes here");
+    }
     if !report.generator_bound() {
         return;
     }

@@ -200,6 +200,12 @@ pub(crate) fn process_memory(pid: u32) -> Result<(u64, u64)> {
     Ok((kib("VmRSS")?, kib("VmHWM")?))
 }
 
+/// Bytes that a process has had written to disks, as far as the kernel counts them and lets us see.
+pub(crate) fn process_written(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix("write_bytes: "))?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

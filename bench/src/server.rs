@@ -98,6 +98,11 @@ impl Server {
         measure::process_cpu(self.child.id()).context("the server is gone")
     }
 
+    /// Bytes written to disks so far, if that can be known.
+    pub(crate) fn written(&self) -> Option<u64> {
+        measure::process_written(self.child.id())
+    }
+
     /// Resident memory now and at its peak, bytes.
     pub(crate) fn memory(&self) -> Result<(u64, u64)> {
         measure::process_memory(self.child.id()).context("the server is gone")

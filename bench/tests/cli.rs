@@ -85,9 +85,9 @@ fn a_comparison_reports_what_is_missing() {
 #[test]
 fn durable_peers_are_measured_on_a_disk() {
     for system in ["redis", "beanstalkd", "jetstream"] {
-        let args = ["--system", system, "--durability", "journal", "--duration", "0.3", "--warm-up", "0.1"];
+        let args = ["--system", system, "--durability", "journal", "--duration", "0.8", "--warm-up", "0.1"];
         let run = |more: &[&str]| bench(&[more, &args, &["--json"]].concat());
-        let output = run(&["task", "--in-flight", "8"]);
+        let output = run(&["task", "--in-flight", "4"]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if said.contains("is not installed") {
             eprintln!("missing: {said}");
@@ -97,6 +97,9 @@ fn durable_peers_are_measured_on_a_disk() {
         assert_eq!(line["params"]["durability"], "journal");
         assert!(line["rate_per_s"].as_f64().is_some_and(|r| r > 0.0), "{line}");
         assert!(line["file_system"].as_str().is_some_and(|kind| !kind.is_empty() && kind != "tmpfs"));
+        // Payload and bookkeeping, or nothing that can be known.
+        let written = &line["disk_written_bytes_per_task"];
+        assert!(written.is_null() || written.as_f64() > Some(256.0), "{line}");
         let line = lines(&run(&["rtt"])).pop().expect("a line");
         let of = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
         assert!(of("disk_sync_p50_us") > 0.0 && of("disk_sync_p50_us") <= of("disk_sync_p99_us"));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{Plan, Scenario};
 use crate::disk::{self, Block};
@@ -75,6 +75,8 @@ impl Floor {
         report.set("disk_sync_p99_us", sync_p99);
         report.set("echo_p50_us", echo);
         report.set("ack_over_floor", ack / (sync + echo));
+        // With one task in flight no other's sync can have covered it.
+        report.set("ack_before_sync", ack < sync);
         let rate = disk::write_rate(server.folder()).context("writing in sequence")?;
         report.set("disk_write_bytes_per_s", rate as u64);
         Ok(())
@@ -89,8 +91,19 @@ pub(super) fn describe(
     tally: &mut Tally,
     report: &mut Report,
 ) -> Result<()> {
-    if plan.setup.durability == Durability::Journal {
-        report.set("file_system", disk::file_system(server.folder())?);
+    if plan.setup.durability != Durability::Journal {
+        return Ok(());
+    }
+    report.set("file_system", disk::file_system(server.folder())?);
+    // Words are cheap. Less than a byte for each task keeps none, however it is packed; a token and a log are not that.
+    if let Some(written) = server.written() {
+        let name = plan.system.as_str();
+        let least = tally.accepted;
+        ensure!(
+            written >= least,
+            "{name} wrote {written} bytes to a disk for {least} durable acknowledgements"
+        );
+        report.set("disk_written_bytes_per_task", written as f64 / tally.accepted.max(1) as f64);
     }
     floor.map_or(Ok(()), |f| f.describe(server, tally, report))
 }
