@@ -9,6 +9,18 @@ use crate::scenario::{self, Plan, Unsupported};
 use crate::server::Missing;
 use crate::system::Name;
 
+/// Figures that only some runs have; those of the server also get a ratio.
+const OF_SERVERS: [&str; 6] = [
+    "rss_bytes_per_connection",
+    "rss_bytes_per_task",
+    "ack_p50_us",
+    "ack_p99_us",
+    "cycle_p50_us",
+    "disk_written_bytes_per_task",
+];
+const OF_MACHINES: [&str; 5] =
+    ["ack_over_floor", "echo_p50_us", "disk_sync_p50_us", "disk_sync_p99_us", "disk_write_bytes_per_s"];
+
 /// Why there is no ratio.
 #[derive(Debug)]
 struct Gap {
@@ -44,7 +56,7 @@ fn pairs(hive: &Plan, peer: &Plan, rounds: usize) -> Result<Vec<(Report, Report)
 fn one(plan: &Plan, round: usize) -> Result<Report, Gap> {
     let report = scenario::run(plan).map_err(|e| gap(plan, &e))?;
     eprintln!("round {round}: {}", report.row());
-    crate::warn_if_bound(&report);
+    crate::warn(&report);
     Ok(report)
 }
 
@@ -84,10 +96,15 @@ fn summary(pairs: &[(Report, Report)]) -> Value {
         "generator_bound": pairs.iter().any(|(a, _)| a.generator_bound()),
         "peer_generator_bound": pairs.iter().any(|(_, b)| b.generator_bound()),
     });
-    for key in ["rss_bytes_per_connection", "rss_bytes_per_task"] {
+    for key in OF_SERVERS {
         let of = |r: &Report| r.get(key).and_then(Value::as_f64);
         if pairs.iter().any(|(a, _)| of(a).is_some()) {
-            summary[format!("{key}_ratio")] = ratio(&of);
+            summary[format!("{}_ratio", key.trim_end_matches("_us"))] = ratio(&of);
+        }
+    }
+    for key in ["durability_acknowledged", "file_system"] {
+        if let Some(value) = pairs.first().and_then(|(a, _)| a.get(key)) {
+            summary[key] = value.clone();
         }
     }
     let hive: Vec<_> = pairs.iter().map(|(a, _)| a).collect();
@@ -108,7 +125,7 @@ fn medians(reports: &[&Report]) -> Value {
         "server_cpu_us_per_op": median(&|r| Some(r.server_cpu_us_per_op)),
         "rss_peak_bytes": median(&|r| Some(r.rss_peak_bytes as f64)),
     });
-    for key in ["rss_bytes_per_connection", "rss_bytes_per_task"] {
+    for key in OF_SERVERS.into_iter().chain(OF_MACHINES) {
         let value = median(&|r| r.get(key).and_then(Value::as_f64));
         if !value.is_null() {
             json[key] = value;
@@ -155,7 +172,23 @@ pub(crate) fn row(json: &Value) -> String {
     let bound = if json["generator_bound"] == true { "  generator bound" } else { "" };
     let [rate, cpu, p50, p99, rss] =
         ["rate_ratio", "cpu_ratio", "p50_ratio", "p99_ratio", "rss_ratio"].map(ratio);
-    format!("{head} rate {rate}  cpu {cpu}  p50 {p50}  p99 {p99}  rss {rss}{bound}")
+    let row = format!("{head} rate {rate}  cpu {cpu}  p50 {p50}  p99 {p99}  rss {rss}{bound}");
+    if !json["ack_p50_ratio"].is_object() {
+        return row;
+    }
+    let both = |key: &str| {
+        [&json[key], &json["peer_run"][key]]
+            .map(|v| v.as_f64().map_or_else(|| "-".into(), |v| format!("{v:.1}")))
+            .join(" / ")
+    };
+    format!(
+        "{row}\n{:>20} acknowledged {}  cycle {}  acknowledged over sync + echo {}  sync us {}",
+        "",
+        ratio("ack_p50_ratio"),
+        ratio("cycle_p50_ratio"),
+        both("ack_over_floor"),
+        both("disk_sync_p50_us"),
+    )
 }
 
 #[cfg(test)]
@@ -189,6 +222,29 @@ mod tests {
         assert_eq!(json["rate_ratio"], json!({ "median": 2.0, "min": 1.0, "max": 3.0 }));
         assert_eq!(json["p50_ratio"], json!({ "median": 0.5, "min": 0.25, "max": 1.0 }));
         assert_eq!((&json["rate_per_s"], &json["peer_run"]["rate_per_s"]), (&json!(30.0), &json!(10.0)));
+    }
+
+    #[test]
+    fn acknowledgements_are_compared_and_set_against_the_floor() {
+        let plan = crate::tests::plan();
+        let report = |ack: f64, over: f64| {
+            let mut r = Report::new(&plan);
+            r.set("ack_p50_us", ack);
+            r.set("cycle_p50_us", 2.0 * ack);
+            r.set("ack_over_floor", over);
+            r.set("disk_sync_p50_us", 100.0);
+            r.set("file_system", "ext4");
+            r
+        };
+        let json = merge(json!({ "status": "ok" }), summary(&[(report(150.0, 1.1), report(300.0, 2.2))]));
+        assert_eq!(json["ack_p50_ratio"]["median"], json!(0.5));
+        assert_eq!(
+            (&json["ack_over_floor"], &json["peer_run"]["ack_over_floor"]),
+            (&json!(1.1), &json!(2.2))
+        );
+        assert_eq!((&json["file_system"], &json["disk_sync_p50_us"]), (&json!("ext4"), &json!(100.0)));
+        let row = row(&json);
+        assert!(row.contains("acknowledged 0.50") && row.contains("sync + echo 1.1 / 2.2"), "{row}");
     }
 
     #[test]

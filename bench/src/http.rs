@@ -5,9 +5,30 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::server::Server;
+
+/// How long decisions took, as the server itself reports it: `decision_ns` and `queued_ns` of each shard.
+pub(crate) fn decisions(server: &Server) -> Result<Value> {
+    let addr = server.http.context("the server has no HTTP address")?;
+    let status = get(addr, "/v1/status", Duration::from_secs(5))?;
+    let status: Value = serde_json::from_str(&status).context("/v1/status is not JSON")?;
+    let shards = status["shards"].as_array().context("/v1/status has no shards")?;
+    let of = |s: &Value| {
+        json!({
+            "shard": s["shard"],
+            "decision_ns": s["dispatcher"]["decision_ns"],
+            "queued_ns": s["dispatcher"]["queued_ns"],
+            "batches": s["dispatcher"]["batches"],
+            "tasks": s["dispatcher"]["tasks"],
+        })
+    };
+    Ok(shards.iter().map(of).collect())
+}
 
 /// The body of `GET path`.
-pub(crate) fn get(addr: SocketAddr, path: &str, timeout: Duration) -> Result<String> {
+fn get(addr: SocketAddr, path: &str, timeout: Duration) -> Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(timeout))?;
     // HTTP/1.0 keeps the answer free of chunks and ends it with the connection.

@@ -2,6 +2,8 @@
 
 mod compare;
 mod cores;
+mod disk;
+mod echo;
 mod floor;
 mod http;
 mod measure;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use cores::Cores;
 use report::Report;
 use scenario::{Counts, Plan, Scenario};
 use system::{Durability, Name, Setup};
@@ -35,6 +38,13 @@ enum Command {
     /// Publish/subscribe; several subscribers share the messages as a queue group.
     Pubsub(One),
     /// One task in flight: from before the write of its submission until a worker has parsed it.
+    ///
+    /// With `--durability journal` also until the submission is acknowledged (`ack_p50_us`, `ack_p99_us`), the whole
+    /// cycle (`cycle_p50_us`), and, in pauses of the same run and in the server's folder, the least that this can cost:
+    /// a written 4 KiB block overwritten and synced (`disk_sync_p50_us`, `disk_sync_p99_us`), an echo of `--size` bytes
+    /// over TCP (`echo_p50_us`), writing 256 MiB in sequence (`disk_write_bytes_per_s`, once). `ack_over_floor` is the
+    /// p50 of the acknowledgement over the sum of the first two medians; `ack_before_sync` says that it was less than
+    /// the sync alone.
     Rtt(One),
     /// The full cycle of a task: submit, assign, complete, result pushed.
     Task(One),
@@ -43,6 +53,11 @@ enum Command {
     /// A bare relay that only cuts and forwards frames: what the machine can do at all.
     Floor(Load),
     /// Hive and its peers, alternating; prints the ratios.
+    ///
+    /// With `--durability journal` each system syncs before it acknowledges: Redis `appendfsync always`, beanstalkd
+    /// `-f0`, JetStream file storage with `sync_interval: always`. A task counts once its submission is acknowledged and
+    /// its result is back. Peers without such a mode are reported as `unsupported`. Hive says in each acknowledgement
+    /// what it promises; less than was asked for, or next to nothing written to the disk, is reported as `failed`.
     Compare(Compare),
     #[command(hide = true)]
     Relay,
@@ -85,9 +100,16 @@ struct Load {
     /// Time before it that does not count, seconds.
     #[arg(long, default_value = "1", value_parser = positive)]
     warm_up: f64,
-    /// What acknowledgements must promise.
+    /// What acknowledgements must promise; `durability_acknowledged` is the least that Hive named.
     #[arg(long, value_enum, default_value = "memory")]
     durability: Durability,
+    /// Whether the generator and the servers keep to cores of their own.
+    #[arg(long, value_enum, default_value = "apart")]
+    cores: Cores,
+    /// journal: servers keep their data in a folder made here, which must be on a disk [default: the temporary
+    /// directory, /var/tmp, or beside this binary: the first that is not in memory].
+    #[arg(long)]
+    disk: Option<PathBuf>,
     /// conns: idle connections.
     #[arg(long, default_value = "10000")]
     connections: usize,
@@ -131,7 +153,12 @@ impl Load {
         Plan {
             scenario,
             system,
-            setup: Setup { durability: self.durability, hive: self.hive.clone() },
+            setup: Setup {
+                durability: self.durability,
+                hive: self.hive.clone(),
+                cores: self.cores,
+                disk: self.disk.clone(),
+            },
             clients: self.clients.unwrap_or(Counts { producers: 1, consumers: 1 }),
             size: self.size.unwrap_or(if scenario == Scenario::Pubsub { 128 } else { 256 }),
             in_flight: self.in_flight,
@@ -223,10 +250,14 @@ fn print(report: &Report, json: bool, title: bool) {
         }
         println!("{}", report.row());
     }
-    warn_if_bound(report);
+    warn(report);
 }
 
-fn warn_if_bound(report: &Report) {
+/// Says what makes a figure doubtful.
+fn warn(report: &Report) {
+    if report.get("ack_before_sync") == Some(&true.into()) {
+        eprintln!("half of the acknowledgements came sooner than a sync takes here");
+    }
     if !report.generator_bound() {
         return;
     }

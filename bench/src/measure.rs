@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
+use hive_proto::ids::Durability;
 
 /// Longest latency told apart, ns; longer ones count as this.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
@@ -21,7 +22,8 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    fn new() -> Self {
+    /// No events yet.
+    pub(crate) fn new() -> Self {
         let hist = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("constant bounds are valid");
         Self { hist, run: (0, 0, 0), count: 0, window: (0, u64::MAX) }
     }
@@ -86,15 +88,45 @@ pub(crate) struct Tally {
     pub(crate) done: Lane,
     /// Messages or tasks that the server acknowledged to their producer.
     pub(crate) accepted: u64,
+    /// Acknowledgements, counted from what was sent last: they mean something with one task in flight.
+    pub(crate) acknowledged: Lane,
+    /// Stamp of what was sent last.
+    pub(crate) last_sent: u64,
     /// Messages that the server said it dropped.
     pub(crate) dropped: u64,
-    /// Durability that the server named, if it names one.
-    pub(crate) durability: Option<&'static str>,
+    /// The least that the server promised in any acknowledgement, if it promises in words.
+    pub(crate) durability: Option<Durability>,
 }
 
 impl Tally {
     pub(crate) fn new() -> Self {
-        Self { now: 0, assigned: Lane::new(), done: Lane::new(), accepted: 0, dropped: 0, durability: None }
+        Self {
+            now: 0,
+            assigned: Lane::new(),
+            done: Lane::new(),
+            accepted: 0,
+            acknowledged: Lane::new(),
+            last_sent: 0,
+            dropped: 0,
+            durability: None,
+        }
+    }
+
+    /// The server acknowledged so many messages or tasks.
+    #[inline]
+    pub(crate) fn accept(&mut self, count: u64) {
+        self.accepted += count;
+        self.acknowledged.hit(self.last_sent, self.now);
+    }
+
+    /// The durability that an acknowledgement named; one that names none promises nothing.
+    #[inline]
+    pub(crate) fn promise(&mut self, named: Option<Durability>) {
+        let named = named.unwrap_or(Durability::Memory);
+        self.durability = match self.durability {
+            Some(least) if (least as u8) < named as u8 => Some(least),
+            _ => Some(named),
+        };
     }
 
     /// A worker has the task whose payload begins with this stamp.
@@ -166,6 +198,12 @@ pub(crate) fn process_memory(pid: u32) -> Result<(u64, u64)> {
         Ok::<u64, anyhow::Error>(number.parse::<u64>()? * 1024)
     };
     Ok((kib("VmRSS")?, kib("VmHWM")?))
+}
+
+/// Bytes that a process has had written to disks, as far as the kernel counts them and lets us see.
+pub(crate) fn process_written(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    text.lines().find_map(|l| l.strip_prefix("write_bytes: "))?.trim().parse().ok()
 }
 
 #[cfg(test)]

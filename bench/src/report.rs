@@ -4,6 +4,16 @@ use serde_json::{Map, Value, json};
 
 use crate::scenario::Plan;
 
+/// What some scenarios have beyond the table, line by line.
+const PECULIAR: [&[&str]; 6] = [
+    &["rss_bytes_per_connection", "rss_bytes_per_task"],
+    &["ack_p50_us", "ack_p99_us", "cycle_p50_us", "ack_over_floor"],
+    &["disk_sync_p50_us", "disk_sync_p99_us", "echo_p50_us", "disk_write_bytes_per_s"],
+    &["file_system", "disk_written_bytes_per_task"],
+    &["lost", "send_lag_p99_us"],
+    &["decisions"],
+];
+
 /// The outcome of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
@@ -109,16 +119,11 @@ impl Report {
             self.server_cpu_us_per_op,
             self.rss_peak_bytes as f64 / (1024.0 * 1024.0),
         );
-        for key in [
-            "rss_bytes_per_connection",
-            "rss_bytes_per_task",
-            "cycle_p50_us",
-            "lost",
-            "send_lag_p99_us",
-            "decisions",
-        ] {
-            if let Some(value) = self.more.get(key) {
-                row.push_str(&format!("\n{:>22} {key} {value}", ""));
+        for line in PECULIAR {
+            let words: Vec<_> =
+                line.iter().filter_map(|key| Some(format!("{key} {}", self.more.get(*key)?))).collect();
+            if !words.is_empty() {
+                row.push_str(&format!("\n{:>22} {}", "", words.join("  ")));
             }
         }
         row
@@ -130,7 +135,8 @@ pub(crate) fn brief(params: &Value) -> String {
     let Some(object) = params.as_object() else { return String::new() };
     let hidden = ["duration_s", "result_size"];
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let words = object.iter().filter(|(k, v)| !hidden.contains(&k.as_str()) && *v != "memory");
+    let usual = |v: &Value| *v == "memory" || *v == "apart";
+    let words = object.iter().filter(|(k, v)| !hidden.contains(&k.as_str()) && !usual(v));
     words
         .map(|(k, v)| if k == "clients" { text(v) } else { format!("{k}={}", text(v)) })
         .collect::<Vec<_>>()

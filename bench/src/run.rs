@@ -261,6 +261,7 @@ impl Engine {
         if stamps.count == 0 || link.unsent() > BACKLOG {
             return 0;
         }
+        self.tally.last_sent = stamps.first as u64;
         link.client.produce(stamps, &mut link.out);
         self.list(number);
         stamps.count

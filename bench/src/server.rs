@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::{cores, measure};
+use crate::cores::{self, Cores};
+use crate::measure;
 
 /// How long a server may take until it serves.
 const START: Duration = Duration::from_secs(15);
@@ -30,6 +31,14 @@ impl std::fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
+/// Where a server runs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Its folder, which ends with it.
+    pub(crate) dir: TempDir,
+    pub(crate) cores: Cores,
+}
+
 /// A running server; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -38,21 +47,21 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     /// Where it answers HTTP, if it does.
     pub(crate) http: Option<SocketAddr>,
-    dir: TempDir,
+    place: Place,
 }
 
 impl Server {
     /// Starts a server that is told its port, and waits until it accepts a connection.
-    pub(crate) fn start(dir: TempDir, command: impl Fn(u16, &Path) -> Command) -> Result<Self> {
+    pub(crate) fn start(place: Place, command: impl Fn(u16, &Path) -> Command) -> Result<Self> {
         let mut last = None;
         // Another process may take the port between our asking and the server's binding.
         for _ in 0..3 {
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-            let mut child = launch(&command(port, dir.path()), Stdio::null(), dir.path())?;
+            let mut child = launch(&command(port, place.dir.path()), Stdio::null(), &place)?;
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             match accepts(addr, &mut child) {
-                Ok(()) => return Ok(Self { child, addr, http: None, dir }),
-                Err(e) => last = Some(explain(e, dir.path())),
+                Ok(()) => return Ok(Self { child, addr, http: None, place }),
+                Err(e) => last = Some(explain(e, place.dir.path())),
             }
             end(&mut child);
         }
@@ -60,13 +69,13 @@ impl Server {
     }
 
     /// Starts a server that prints a line with `ready` and `server=A:P` (and `http=A:P`) on stdout.
-    pub(crate) fn start_announced(dir: TempDir, command: &Command) -> Result<Self> {
-        let mut child = launch(command, Stdio::piped(), dir.path())?;
+    pub(crate) fn start_announced(place: Place, command: &Command) -> Result<Self> {
+        let mut child = launch(command, Stdio::piped(), &place)?;
         match announced(&mut child) {
-            Ok((addr, http)) => Ok(Self { child, addr, http, dir }),
+            Ok((addr, http)) => Ok(Self { child, addr, http, place }),
             Err(e) => {
                 end(&mut child);
-                Err(explain(e, dir.path()))
+                Err(explain(e, place.dir.path()))
             }
         }
     }
@@ -74,16 +83,24 @@ impl Server {
     /// Adds to an error what the server said last, if it has ended.
     pub(crate) fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
         match self.child.try_wait() {
-            Ok(Some(status)) => {
-                explain(error.context(format!("the server ended: {status}")), self.dir.path())
-            }
+            Ok(Some(status)) => explain(error.context(format!("the server ended: {status}")), self.folder()),
             _ => error,
         }
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.place.dir.path()
     }
 
     /// Processor time used so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
         measure::process_cpu(self.child.id()).context("the server is gone")
+    }
+
+    /// Bytes written to disks so far, if that can be known.
+    pub(crate) fn written(&self) -> Option<u64> {
+        measure::process_written(self.child.id())
     }
 
     /// Resident memory now and at its peak, bytes.
@@ -111,9 +128,9 @@ fn end(child: &mut Child) {
 }
 
 /// Starts a command through `hive-bench launch`, so that it dies with this process however this process dies.
-fn launch(command: &Command, stdout: Stdio, dir: &Path) -> Result<Child> {
+fn launch(command: &Command, stdout: Stdio, place: &Place) -> Result<Child> {
     let mut launch = Command::new(std::env::current_exe()?);
-    let cores: Vec<_> = cores::of_servers().iter().map(ToString::to_string).collect();
+    let cores: Vec<_> = place.cores.of_servers().iter().map(ToString::to_string).collect();
     launch.arg("launch").arg(std::process::id().to_string()).arg(cores.join(","));
     launch.arg(command.get_program()).args(command.get_args());
     for (key, value) in command.get_envs() {
@@ -122,7 +139,7 @@ fn launch(command: &Command, stdout: Stdio, dir: &Path) -> Result<Child> {
             None => launch.env_remove(key),
         };
     }
-    let stderr = File::create(dir.join(STDERR))?;
+    let stderr = File::create(place.dir.path().join(STDERR))?;
     launch.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     launch.spawn().with_context(|| format!("starting {:?}", command.get_program()))
 }

@@ -81,6 +81,68 @@ fn a_comparison_reports_what_is_missing() {
     assert!(lines[0]["reason"].as_str().expect("a reason").contains("/nowhere/hive"));
 }
 
+/// What acknowledgements cost, of every durable peer that is installed.
+#[test]
+fn durable_peers_are_measured_on_a_disk() {
+    for system in ["redis", "beanstalkd", "jetstream"] {
+        let args = ["--system", system, "--durability", "journal", "--duration", "0.8", "--warm-up", "0.1"];
+        let run = |more: &[&str]| bench(&[more, &args, &["--json"]].concat());
+        let output = run(&["task", "--in-flight", "4"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("is not installed") {
+            eprintln!("missing: {said}");
+            continue;
+        }
+        let line = lines(&output).pop().expect(&said);
+        assert_eq!(line["params"]["durability"], "journal");
+        assert!(line["rate_per_s"].as_f64().is_some_and(|r| r > 0.0), "{line}");
+        assert!(line["file_system"].as_str().is_some_and(|kind| !kind.is_empty() && kind != "tmpfs"));
+        // Payload and bookkeeping, or nothing that can be known.
+        let written = &line["disk_written_bytes_per_task"];
+        assert!(written.is_null() || written.as_f64() > Some(256.0), "{line}");
+        let line = lines(&run(&["rtt"])).pop().expect("a line");
+        let of = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} in {line}"));
+        assert!(of("disk_sync_p50_us") > 0.0 && of("disk_sync_p50_us") <= of("disk_sync_p99_us"));
+        assert!(of("ack_p50_us") <= of("ack_p99_us") && of("cycle_p50_us") > 0.0);
+        assert!(of("disk_write_bytes_per_s") > 1e5);
+        let floor = of("disk_sync_p50_us") + of("echo_p50_us");
+        assert!((of("ack_over_floor") - of("ack_p50_us") / floor).abs() < 0.01, "{line}");
+    }
+}
+
+#[test]
+fn peers_that_keep_nothing_are_reported_as_such() {
+    let peers = ["nats", "gearman", "floor"];
+    let args = ["compare", "--scenario", "task", "--clients", "1+1", "--durability", "journal", "--json"];
+    let output = bench(&[&args[..], &["--peers", &peers.join(",")]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    assert_eq!(lines.len(), peers.len());
+    for (line, peer) in lines.iter().zip(peers) {
+        assert_eq!((&line["peer"], &line["status"]), (&peer.into(), &"unsupported".into()), "{line}");
+        let reason = line["reason"].as_str().expect("a reason");
+        assert!(reason.contains("not applicable to durability journal"), "{reason}");
+    }
+}
+
+#[test]
+fn what_is_kept_in_memory_is_not_taken_for_durable() {
+    let args = ["task", "--system", "beanstalkd", "--durability", "journal", "--disk", "/proc/nowhere"];
+    let output = bench(&args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("--disk") || said.contains("is not installed"), "{said}");
+}
+
+#[test]
+fn the_parameters_say_who_ran_where() {
+    for (cores, named) in [(&[][..], "apart"), (&["--cores", "shared"], "shared")] {
+        let args = ["rtt", "--system", "floor", "--duration", "0.1", "--warm-up", "0.1", "--json"];
+        let line = lines(&bench(&[&args[..], cores].concat())).pop().expect("a line");
+        assert_eq!(line["params"]["cores"], named);
+    }
+}
+
 #[test]
 fn failures_have_a_reason_and_a_status() {
     let output = bench(&["pubsub", "--system", "floor", "--size", "3"]);

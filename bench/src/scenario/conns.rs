@@ -68,7 +68,7 @@ fn waiting(plan: &Plan, system: &dyn System, server: &Server, count: u64) -> Res
         }
         e.tally.accepted >= count
     })?;
-    super::check_durability(plan, &engine)?;
+    super::durable::check(plan, &engine.tally)?;
     meter.stop(plan, server, &mut engine, count, "task")
 }
 

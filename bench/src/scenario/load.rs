@@ -1,13 +1,16 @@
 //! Producing for a while, in a closed loop (so many under way) or an open one (so many a second, come what may).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 
+use super::Plan;
+use super::durable::{Floor, PAUSES};
 use crate::measure::own_cpu;
 use crate::run::{Engine, Stamps};
 use crate::server::Server;
+use crate::system::Durability;
 
 /// Silence after which what is under way is held for lost.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -36,36 +39,42 @@ pub(super) struct Measured {
     pub(super) send_lag_p99_us: f64,
 }
 
-/// Produces for `warm_up` and then for `duration`, which is measured.
+/// Produces for the plan's time to warm up and then for its duration, which is measured.
 pub(super) fn run(
     engine: &mut Engine,
     server: &Server,
     producers: &[usize],
-    pace: Pace,
-    warm_up: Duration,
-    duration: Duration,
+    plan: &Plan,
+    floor: Option<&mut Floor>,
 ) -> Result<Measured> {
-    let start = engine.now();
-    let from = start + warm_up.as_nanos() as u64;
-    let until = from + duration.as_nanos() as u64;
-    let mut producer = Producer::new(producers, pace, start, engine.tally.done.count());
+    let (pace, start) = (plan.pace(), engine.now());
+    let from = start + plan.warm_up.as_nanos() as u64;
+    let until = from + plan.duration.as_nanos() as u64;
+    let acknowledged = plan.setup.durability == Durability::Journal;
+    let mut producer = Producer::new(producers, pace, acknowledged, start);
     if let Pace::Open(_) = pace {
         engine.tally.done.restart(from, until);
         engine.tally.assigned.restart(from, until);
+        engine.tally.acknowledged.restart(from, until);
     }
     producer.until(engine, from)?;
     if let Pace::Closed(_) = pace {
         engine.tally.done.restart(0, u64::MAX);
         engine.tally.assigned.restart(0, u64::MAX);
+        engine.tally.acknowledged.restart(0, u64::MAX);
     }
-    let (time, done) = (engine.now(), engine.tally.done.count());
+    let (time, done) = (engine.now(), producer.ended(engine));
     let (server_cpu, generator_cpu) = (server.cpu()?, own_cpu());
     producer.lag.reset();
-    producer.until(engine, until)?;
+    let paused = match floor {
+        Some(floor) => producer.with_pauses(engine, plan, floor, until)?,
+        None => Duration::ZERO,
+    };
+    producer.until(engine, until + paused.as_nanos() as u64)?;
     let server_cpu = (server.cpu()? - server_cpu).as_secs_f64();
     let generator_cpu = (own_cpu() - generator_cpu).as_secs_f64();
-    let seconds = (engine.now() - time) as f64 / 1e9;
-    let mut operations = engine.tally.done.count() - done;
+    let seconds = (engine.now() - time) as f64 / 1e9 - paused.as_secs_f64();
+    let mut operations = producer.ended(engine) - done;
     let mut lost = 0;
     if let Pace::Open(rate) = pace {
         lost = producer.drain(engine, until, rate)?;
@@ -79,17 +88,18 @@ struct Producer<'a> {
     links: &'a [usize],
     next: usize,
     pace: Pace,
+    /// Whether an operation has to be acknowledged to its producer before it counts as ended.
+    acknowledged: bool,
     start: u64,
     sent: u64,
-    before: u64,
     progress: (u64, u64),
     lag: Histogram<u64>,
 }
 
 impl<'a> Producer<'a> {
-    fn new(links: &'a [usize], pace: Pace, start: u64, before: u64) -> Self {
+    fn new(links: &'a [usize], pace: Pace, acknowledged: bool, start: u64) -> Self {
         let lag = Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("constant bounds are valid");
-        Self { links, next: 0, pace, start, sent: 0, before, progress: (start, 0), lag }
+        Self { links, next: 0, pace, acknowledged, start, sent: 0, progress: (start, 0), lag }
     }
 
     fn until(&mut self, engine: &mut Engine, end: u64) -> Result<()> {
@@ -108,6 +118,27 @@ impl<'a> Producer<'a> {
             };
             engine.turn(Some(wait))?;
         }
+    }
+
+    /// Produces until `end`, interrupted by measurements of the floor; gives the time that they took, which is still to
+    /// be produced in.
+    fn with_pauses(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        floor: &mut Floor,
+        end: u64,
+    ) -> Result<Duration> {
+        let (mut paused, step) = (Duration::ZERO, (plan.duration / PAUSES).as_nanos() as u64);
+        for left in (0..u64::from(PAUSES)).rev() {
+            self.until(engine, end - left * step + paused.as_nanos() as u64)?;
+            // What is under way would wait through the pause.
+            engine.until("end of what is under way", SILENCE, |e| self.under_way(e) == 0)?;
+            let begin = Instant::now();
+            floor.measure(plan)?;
+            paused += begin.elapsed();
+        }
+        Ok(paused)
     }
 
     fn produce(&mut self, engine: &mut Engine, now: u64) {
@@ -144,16 +175,23 @@ impl<'a> Producer<'a> {
         ((now - self.start) as f64 * rate / 1e9) as u64
     }
 
-    fn under_way(&self, engine: &mut Engine) -> u64 {
-        let gone = engine.tally.done.count() - self.before + engine.tally.dropped;
-        self.sent.saturating_sub(gone)
+    /// Operations that have ended. A result may come before the acknowledgement of its submission, which a durable
+    /// system still owes.
+    fn ended(&self, engine: &mut Engine) -> u64 {
+        let done = engine.tally.done.count();
+        if self.acknowledged { done.min(engine.tally.accepted) } else { done }
     }
 
-    /// Ends a run in which nothing moves any more.
+    fn under_way(&self, engine: &mut Engine) -> u64 {
+        self.sent.saturating_sub(self.ended(engine) + engine.tally.dropped)
+    }
+
+    /// Ends a run in which nothing moves any more. Acknowledgements count as well: a system that syncs for each task
+    /// may acknowledge hundreds before the first result.
     fn watch(&mut self, engine: &mut Engine, now: u64) -> Result<()> {
-        let done = engine.tally.done.count();
-        if done != self.progress.1 || self.under_way(engine) == 0 {
-            self.progress = (now, done);
+        let moved = engine.tally.done.count() + engine.tally.accepted;
+        if moved != self.progress.1 || self.under_way(engine) == 0 {
+            self.progress = (now, moved);
         }
         let silent = Duration::from_nanos(now.saturating_sub(self.progress.0));
         let lost = self.under_way(engine);

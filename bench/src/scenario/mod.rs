@@ -1,19 +1,22 @@
 //! What is measured of a system, one run at a time: its server starts with the run and ends with it.
 
 mod conns;
+mod durable;
 mod load;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::cores;
+use crate::http;
 use crate::report::Report;
 use crate::run::Engine;
 use crate::server::Server;
-use crate::system::{self, Job, Kind, Name, Role, Setup, System};
+use crate::system::{self, Durability, Job, Kind, Name, Role, Setup, System};
+use durable::Floor;
 use load::{Measured, Pace};
 
 /// How long clients may take to log in.
@@ -127,18 +130,19 @@ impl Plan {
 
     /// The parameters as they stand in JSON.
     pub(crate) fn params(&self) -> Value {
-        let durability = self.setup.durability.as_str();
+        let (durability, cores) = (self.setup.durability.as_str(), self.setup.cores.as_str());
         match (self.scenario, self.waiting) {
             (Scenario::Conns, Some(waiting)) => {
-                json!({ "waiting": waiting, "size": self.size, "durability": durability })
+                json!({ "waiting": waiting, "size": self.size, "durability": durability, "cores": cores })
             }
-            (Scenario::Conns, None) => json!({ "connections": self.connections }),
+            (Scenario::Conns, None) => json!({ "connections": self.connections, "cores": cores }),
             _ => {
                 let mut params = json!({
                     "clients": self.clients.to_string(),
                     "size": self.size,
                     "duration_s": self.duration.as_secs_f64(),
                     "durability": durability,
+                    "cores": cores,
                 });
                 match self.pace() {
                     Pace::Closed(n) => params["in_flight"] = n.into(),
@@ -155,11 +159,11 @@ impl Plan {
 
 /// A system that cannot do what was asked: a fact to report, not a failure.
 #[derive(Debug)]
-pub(crate) struct Unsupported(pub(crate) &'static str);
+pub(crate) struct Unsupported(String);
 
 impl std::fmt::Display for Unsupported {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
+        f.write_str(&self.0)
     }
 }
 
@@ -173,7 +177,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
     ensure!((system::PAYLOAD_MIN..=128 * 1024).contains(&plan.size), "--size is 16 to 131,072 bytes");
     check_support(plan)?;
     let system = plan.system.system(&plan.setup)?;
-    cores::take_own()?;
+    plan.setup.cores.take_own()?;
     match plan.scenario {
         Scenario::Conns => conns::run(plan, &*system),
         _ => load(plan, &*system),
@@ -187,12 +191,17 @@ pub(crate) fn run(plan: &Plan) -> Result<Report> {
 pub(crate) fn check_support(plan: &Plan) -> Result<()> {
     let system = plan.system.system(&plan.setup)?;
     if plan.waiting.is_some() && !system.keeps_tasks() {
-        return Err(Unsupported("it keeps no tasks waiting").into());
+        return Err(Unsupported("it keeps no tasks waiting".into()).into());
     }
-    match system.refuses(plan.scenario.kind(), plan.setup.durability) {
-        Some(reason) => Err(Unsupported(reason).into()),
-        None => Ok(()),
-    }
+    let (kind, durability) = (plan.scenario.kind(), plan.setup.durability);
+    let Some(reason) = system.refuses(kind, durability) else { return Ok(()) };
+    // What it can do otherwise is told apart from what it cannot do at all.
+    let otherwise = durability != Durability::Memory && system.refuses(kind, Durability::Memory).is_none();
+    let reason = match otherwise {
+        true => format!("not applicable to durability {}: {reason}", durability.as_str()),
+        false => reason.to_owned(),
+    };
+    Err(Unsupported(reason).into())
 }
 
 fn load(plan: &Plan, system: &dyn System) -> Result<Report> {
@@ -213,28 +222,16 @@ fn drive(plan: &Plan, system: &dyn System, server: &Server) -> Result<Report> {
     }
     engine.until("login of all clients", LOGIN, |e| e.ready(0))?;
     ensure!(!producers.is_empty(), "no producers");
-    let measured = load::run(&mut engine, server, &producers, plan.pace(), plan.warm_up, plan.duration)?;
-    check_durability(plan, &engine)?;
+    let mut floor = Floor::of(plan, server)?;
+    let measured = load::run(&mut engine, server, &producers, plan, floor.as_mut())?;
+    durable::check(plan, &engine.tally)?;
     let mut report = summarise(plan, &mut engine, &measured);
     report.rss_peak_bytes = server.memory()?.1;
+    durable::describe(plan, server, floor, &mut engine.tally, &mut report)?;
     if plan.system == Name::Hive && plan.scenario == Scenario::Task && plan.rate.is_some() {
-        report.set("decisions", system::decisions(server).context("reading the server's status")?);
+        report.set("decisions", http::decisions(server).context("reading the server's status")?);
     }
     Ok(report)
-}
-
-/// A server that acknowledges less (or more) than it was asked for is not what the run is about.
-fn check_durability(plan: &Plan, engine: &Engine) -> Result<()> {
-    let asked = plan.setup.durability.as_str();
-    match engine.tally.durability {
-        Some(given) if given != asked => {
-            bail!(
-                "{} acknowledges with durability {given}; --durability {asked} was asked for",
-                plan.system.as_str()
-            )
-        }
-        _ => Ok(()),
-    }
 }
 
 fn summarise(plan: &Plan, engine: &mut Engine, m: &Measured) -> Report {
@@ -261,7 +258,7 @@ fn summarise(plan: &Plan, engine: &mut Engine, m: &Measured) -> Report {
     report.set("generator_busy", m.generator_cpu / m.seconds);
     report.set("generator_cpu_us_per_op", m.generator_cpu * 1e6 / m.operations.max(1) as f64);
     if let Some(durability) = tally.durability {
-        report.set("durability_acknowledged", durability);
+        report.set("durability_acknowledged", durability.name());
     }
     if plan.rate.is_some() {
         report.set("lost", m.lost);
@@ -278,7 +275,7 @@ fn summarise(plan: &Plan, engine: &mut Engine, m: &Measured) -> Report {
 /// Closed loop: the generator's thread had hardly a pause while the server did not use what was left of the machine.
 /// Open loop: the generator spins by design, so what counts is whether it sent late.
 fn generator_bound(plan: &Plan, m: &Measured) -> bool {
-    let useful = cores::of_servers().len() as f64;
+    let useful = cores::left_to_servers() as f64;
     let server_idle = m.server_cpu / m.seconds < 0.9 * useful;
     match plan.rate {
         None => m.generator_cpu / m.seconds > 0.9 && server_idle,
@@ -298,7 +295,12 @@ mod tests {
         Plan {
             scenario: Scenario::Pubsub,
             system: Name::Nats,
-            setup: Setup { durability: system::Durability::Memory, hive: None },
+            setup: Setup {
+                durability: Durability::Memory,
+                hive: None,
+                cores: cores::Cores::Apart,
+                disk: None,
+            },
             clients: "4+2".parse().expect("counts"),
             size: 1024,
             in_flight: None,

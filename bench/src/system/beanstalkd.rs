@@ -8,7 +8,6 @@ use std::io::Write;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use tempfile::TempDir;
 
 use super::{
     Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, decimal, line, producer_of,
@@ -29,7 +28,7 @@ impl System for Beanstalkd {
 
     fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("beanstalkd")?;
-        Server::start(TempDir::new()?, |port, dir| {
+        Server::start(setup.place()?, |port, dir| {
             let mut c = Command::new(&program);
             c.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-z", "1048576"]);
             if setup.durability == Durability::Journal {
@@ -141,7 +140,7 @@ impl Client for BeanClient {
                     self.job(id, &input[body..body + size], out, tally);
                     at += size + 2;
                 }
-                b"INSERTED" if matches!(self.part, Part::Producer(_)) => tally.accepted += 1,
+                b"INSERTED" if matches!(self.part, Part::Producer(_)) => tally.accept(1),
                 b"TIMED_OUT" => self.missing -= 1,
                 b"USING" | b"WATCHING" => self.greeted = true,
                 b"INSERTED" | b"DELETED" => {}

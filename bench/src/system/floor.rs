@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use hive_proto::frame::{FRAME_BYTES_MAX, write_frame};
 use hive_proto::items::{Complete, Items, Submit};
 use hive_proto::{FrameRef, Lease, Op, TaskId, codec};
-use tempfile::TempDir;
 
 use super::hive::{CompleteBatch, publish_template, submit, submit_item};
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
@@ -27,11 +26,11 @@ impl System for Floor {
         false
     }
 
-    fn start(&self, _: &Setup) -> Result<Server> {
+    fn start(&self, setup: &Setup) -> Result<Server> {
         let program = std::env::current_exe()?;
         let mut command = Command::new(program);
         command.arg("relay");
-        Server::start_announced(TempDir::new()?, &command)
+        Server::start_announced(setup.place()?, &command)
     }
 
     fn clients(&self, job: &Job) -> Clients {

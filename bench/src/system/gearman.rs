@@ -3,7 +3,6 @@
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use tempfile::TempDir;
 
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
 use crate::measure::Tally;
@@ -38,9 +37,9 @@ impl System for Gearman {
         }
     }
 
-    fn start(&self, _: &Setup) -> Result<Server> {
+    fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("gearmand")?;
-        Server::start(TempDir::new()?, |port, dir| {
+        Server::start(setup.place()?, |port, dir| {
             let mut c = Command::new(&program);
             c.args(["-L", "127.0.0.1", "-p", &port.to_string(), "-l", "none", "-b", "1024", "-t", "1"]);
             c.arg("-P").arg(dir.join("pid"));
@@ -101,7 +100,7 @@ struct GearmanClient {
 impl GearmanClient {
     fn take(&mut self, kind: u32, body: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
         match (&mut self.part, kind) {
-            (Part::Submitter(_), JOB_CREATED) => tally.accepted += 1,
+            (Part::Submitter(_), JOB_CREATED) => tally.accept(1),
             (Part::Submitter(_), WORK_COMPLETE) => match memchr::memchr(0, body) {
                 Some(nul) => tally.done(&body[nul + 1..]),
                 None => bail!("a result without a handle"),

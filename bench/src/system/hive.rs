@@ -2,7 +2,6 @@
 //! publishes one after the other.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use hive_proto::fragment::Assembler;
@@ -10,7 +9,6 @@ use hive_proto::frame::{FRAME_BYTES_MAX, MAGIC, write_frame};
 use hive_proto::items::{Assign, Complete, Item, Items, Refused, Task};
 use hive_proto::messages::{self, Hello, PROTOCOL_1_0, Subscribe, Welcome, Work};
 use hive_proto::{Flags, FrameBuilder, FrameRef, Op, TaskState, WireError, codec, ids};
-use tempfile::TempDir;
 
 use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, random_token};
 use crate::measure::Tally;
@@ -39,8 +37,9 @@ impl Hive {
 }
 
 impl System for Hive {
-    fn refuses(&self, _: Kind, _: Durability) -> Option<&'static str> {
-        None
+    fn refuses(&self, kind: Kind, durability: Durability) -> Option<&'static str> {
+        (kind == Kind::PubSub && durability == Durability::Journal)
+            .then_some("publish/subscribe of Hive keeps nothing")
     }
 
     fn start(&self, setup: &Setup) -> Result<Server> {
@@ -54,16 +53,18 @@ impl System for Hive {
             ))
             .into());
         }
-        let dir = TempDir::new()?;
+        let place = setup.place()?;
         let mut command = Command::new(program);
-        command.args(["start", "--dev", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
-        if setup.durability == Durability::Journal {
-            command.arg("--data-dir").arg(dir.path());
-        }
+        command.args(["start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        match setup.durability {
+            Durability::Memory => command.arg("--dev"),
+            // Nothing more: what is measured is what those get who only say where to keep the data.
+            Durability::Journal => command.arg("--data-dir").arg(place.dir.path().join("data")),
+        };
         command.env("HIVE_TOKEN", &self.token).env_remove("HIVE_SERVER").env_remove("HIVE_HTTP");
         // Where the server tells local commands of itself: not where a person's own servers are.
-        command.env("XDG_RUNTIME_DIR", dir.path());
-        Server::start_announced(dir, &command)
+        command.env("XDG_RUNTIME_DIR", place.dir.path());
+        Server::start_announced(place, &command)
     }
 
     fn clients(&self, job: &Job) -> Clients {
@@ -276,9 +277,8 @@ impl HiveClient {
 
 fn accepted(frame: FrameRef<'_>, tally: &mut Tally) -> Result<()> {
     refused(frame).context("a task was refused")?;
-    tally.accepted += u64::from(frame.prefix.count);
-    tally.durability =
-        frame.header.get(8).and_then(|d| ids::Durability::from_u8(*d)).map(ids::Durability::name);
+    tally.accept(u64::from(frame.prefix.count));
+    tally.promise(frame.header.get(8).and_then(|d| ids::Durability::from_u8(*d)));
     Ok(())
 }
 
@@ -335,24 +335,6 @@ impl Client for HiveClient {
     fn keep_alive(&mut self, out: &mut Vec<u8>) {
         write_frame(out, Op::Ping, 0, 1, 0, &[], &[]);
     }
-}
-
-/// How long decisions took, as the server itself reports it: `decision_ns` and `queued_ns` of each shard.
-pub(crate) fn decisions(server: &Server) -> Result<serde_json::Value> {
-    let addr = server.http.context("the server has no HTTP address")?;
-    let status = crate::http::get(addr, "/v1/status", Duration::from_secs(5))?;
-    let status: serde_json::Value = serde_json::from_str(&status).context("/v1/status is not JSON")?;
-    let shards = status["shards"].as_array().context("/v1/status has no shards")?;
-    let of = |s: &serde_json::Value| {
-        serde_json::json!({
-            "shard": s["shard"],
-            "decision_ns": s["dispatcher"]["decision_ns"],
-            "queued_ns": s["dispatcher"]["queued_ns"],
-            "batches": s["dispatcher"]["batches"],
-            "tasks": s["dispatcher"]["tasks"],
-        })
-    };
-    Ok(shards.iter().map(of).collect())
 }
 
 #[cfg(test)]
@@ -457,7 +439,10 @@ mod tests {
         input.extend_from_slice(&result);
         hive_proto::fragment::split(&result, 3, 40, |f| input.extend_from_slice(&f));
         let (_, mut tally) = split_everywhere(&input, || clients(Kind::Task).remove(1).1);
-        assert_eq!((tally.accepted, tally.done.count(), tally.durability), (5, 2, Some("journal")));
+        assert_eq!(
+            (tally.accepted, tally.done.count(), tally.durability),
+            (5, 2, Some(ids::Durability::Journal))
+        );
     }
 
     #[test]

@@ -1,22 +1,24 @@
 //! nats-server, JetStream: a work-queue stream, one durable pull consumer that the workers share, asynchronous
 //! publishing with acknowledgements, results published to the submitter's subject.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
 
-use super::nats::{CONNECT, Op, publish, result_subject};
-use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template};
-use crate::measure::Tally;
+use super::nats_wire::{CONNECT, Connection, Msg, Op, Part, publish, result_subject};
+use super::{Clients, Durability, Job, Kind, Results, Role, Setup, System, Template, decimal, producer_of};
+use crate::measure::{Tally, stamp_of};
 use crate::run::{Client, Stamps};
 use crate::server::{Server, find};
 
-pub(crate) struct JetStream;
+pub(crate) struct JetStream {
+    /// Whether workers wait until an acknowledgement is confirmed, which is when its removal is on the disk, before
+    /// they send the result: otherwise a result could be seen of a task that is still waiting on the disk.
+    pub(crate) durable: bool,
+}
 
 impl System for JetStream {
     fn refuses(&self, kind: Kind, _: Durability) -> Option<&'static str> {
@@ -26,16 +28,16 @@ impl System for JetStream {
 
     fn start(&self, setup: &Setup) -> Result<Server> {
         let program = find("nats-server")?;
-        let dir = TempDir::new()?;
-        let store = dir.path().join("store");
+        let place = setup.place()?;
+        let store = place.dir.path().join("store");
         let mut config = format!("jetstream {{ store_dir: {store:?}, max_mem: 8G");
         if setup.durability == Durability::Journal {
             config.push_str(", sync_interval: always");
         }
         config.push_str(" }\n");
-        let path = dir.path().join("nats.conf");
+        let path = place.dir.path().join("nats.conf");
         std::fs::write(&path, config)?;
-        Server::start(dir, |port, _| {
+        Server::start(place, |port, _| {
             let mut c = Command::new(&program);
             c.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"]).arg(&path);
             c
@@ -67,28 +69,32 @@ impl System for JetStream {
         let subjects: Vec<String> = (0..job.producers).map(|i| format!("r{i}")).collect();
         let batch = (job.in_flight / job.consumers.max(1)).clamp(1, 512);
         let workers = (0..job.consumers).map(|i| {
+            let results = Results::new(job.result_size);
             let worker = Worker {
                 number: i,
+                durable: self.durable,
                 batch,
                 asked: 0,
-                results: Results::new(job.result_size),
+                results,
                 subjects: subjects.clone(),
                 acks: Vec::new(),
-                ready: false,
             };
-            (Role::Receiver, Box::new(worker) as Box<dyn Client>)
+            (Role::Receiver, Box::new(Connection::new(worker)) as Box<dyn Client>)
         });
         let submitters = (0..job.producers).map(|i| {
             let before = format!("PUB t a{i} {}\r\n", job.size);
-            let template = Template::new(before.as_bytes(), job.size, i, b"\r\n");
-            (Role::Producer, Box::new(Submitter { number: i, template, ready: false }) as Box<dyn Client>)
+            (Role::Producer, submitter(i, Template::new(before.as_bytes(), job.size, i, b"\r\n")))
         });
         workers.chain(submitters).collect()
     }
 
     fn idle(&self) -> Box<dyn Client> {
-        Box::new(Submitter { number: 0, template: Template::new(b"", 16, 0, b""), ready: false })
+        submitter(0, Template::new(b"", 16, 0, b""))
     }
+}
+
+fn submitter(number: usize, template: Template) -> Box<dyn Client> {
+    Box::new(Connection::new(Submitter { number, template }))
 }
 
 /// A blocking connection for the requests that set things up.
@@ -118,8 +124,8 @@ impl Admin {
             while let Some((op, n)) = Op::read(&input[at..])? {
                 at += n;
                 match op {
-                    Op::Msg { payload, .. } => return refused(payload),
-                    Op::Headers { head } => bail!("{subject}: {}", String::from_utf8_lossy(head).trim_end()),
+                    Op::Msg(answer) => return refused(answer.payload),
+                    Op::Headers(head) => bail!("{subject}: {}", String::from_utf8_lossy(head).trim_end()),
                     _ => {}
                 }
             }
@@ -139,36 +145,22 @@ fn refused(answer: &[u8]) -> Result<()> {
 struct Submitter {
     number: usize,
     template: Template,
-    ready: bool,
 }
 
-impl Client for Submitter {
-    fn hello(&mut self, out: &mut Vec<u8>) {
+impl Part for Submitter {
+    fn subscribe(&mut self, out: &mut Vec<u8>) {
         let i = self.number;
-        out.extend_from_slice(format!("{CONNECT}SUB r{i} 1\r\nSUB a{i} 2\r\nPING\r\n").as_bytes());
+        out.extend_from_slice(format!("SUB r{i} 1\r\nSUB a{i} 2\r\n").as_bytes());
     }
 
-    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
-        let mut at = 0;
-        while let Some((op, n)) = Op::read(&input[at..])? {
-            at += n;
-            match op {
-                Op::Msg { args: [b'r', ..], payload } => tally.done(payload),
-                Op::Msg { payload, .. } => {
-                    refused(payload)?;
-                    tally.accepted += 1;
-                }
-                Op::Headers { head } => bail!("JetStream: {}", String::from_utf8_lossy(head).trim_end()),
-                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
-                Op::Pong => self.ready = true,
-                Op::Other => {}
-            }
+    fn message(&mut self, message: &Msg<'_>, _: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
+        if message.subject().starts_with(b"r") {
+            tally.done(message.payload);
+        } else {
+            refused(message.payload)?;
+            tally.accept(1);
         }
-        Ok(at)
-    }
-
-    fn ready(&self) -> bool {
-        self.ready
+        Ok(())
     }
 
     fn produce(&mut self, stamps: Stamps, out: &mut Vec<u8>) {
@@ -176,24 +168,34 @@ impl Client for Submitter {
     }
 }
 
+/// The head of the task whose acknowledgement is confirmed: the subject `c<worker>.<producer>.<stamp>` names it.
+fn confirmed(subject: &[u8]) -> Result<[u8; 12]> {
+    let mut words = subject.split(|b| *b == b'.').skip(1).map(decimal);
+    let (Some(Some(producer)), Some(Some(stamp))) = (words.next(), words.next()) else {
+        bail!("JetStream confirmed something else: {}", String::from_utf8_lossy(subject))
+    };
+    let mut task = [0; 12];
+    task[..8].copy_from_slice(&(stamp as u64).to_le_bytes());
+    task[8..].copy_from_slice(&(producer as u32).to_le_bytes());
+    Ok(task)
+}
+
 /// Keeps between one and two batches asked for, so that the server never waits for the next pull.
 struct Worker {
     number: usize,
+    durable: bool,
     batch: usize,
     asked: usize,
     results: Results,
     subjects: Vec<String>,
     acks: Vec<u8>,
-    ready: bool,
 }
 
 impl Worker {
     fn pull(&mut self, out: &mut Vec<u8>) {
         while self.asked <= self.batch {
             let body = format!("{{\"batch\":{}}}", self.batch);
-            let mut head = String::new();
-            write!(head, "PUB $JS.API.CONSUMER.MSG.NEXT.W.C w{} {}\r\n", self.number, body.len())
-                .expect("writing to memory");
+            let head = format!("PUB $JS.API.CONSUMER.MSG.NEXT.W.C w{} {}\r\n", self.number, body.len());
             out.extend_from_slice(head.as_bytes());
             out.extend_from_slice(body.as_bytes());
             out.extend_from_slice(b"\r\n");
@@ -202,42 +204,42 @@ impl Worker {
     }
 }
 
-impl Client for Worker {
-    fn hello(&mut self, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("{CONNECT}SUB w{} 1\r\n", self.number).as_bytes());
+impl Part for Worker {
+    fn subscribe(&mut self, out: &mut Vec<u8>) {
+        let i = self.number;
+        out.extend_from_slice(format!("SUB w{i} 1\r\nSUB c{i}.> 2\r\n").as_bytes());
         self.pull(out);
-        out.extend_from_slice(b"PING\r\n");
     }
 
-    fn receive(&mut self, input: &[u8], out: &mut Vec<u8>, tally: &mut Tally) -> Result<usize> {
-        let mut at = 0;
-        while let Some((op, n)) = Op::read(&input[at..])? {
-            at += n;
-            match op {
-                Op::Msg { args, payload } => {
-                    tally.assigned(payload);
-                    self.asked = self.asked.saturating_sub(1);
-                    let Some(space) = memchr::memrchr(b' ', args) else {
-                        bail!("a task without a reply subject")
-                    };
-                    publish(out, result_subject(payload, &self.subjects)?, self.results.of(payload));
-                    // An empty acknowledgement is a plain one.
-                    publish(&mut self.acks, &args[space + 1..], b"");
-                }
-                // A pull request has ended: 404, 408, 409.
-                Op::Headers { .. } => self.asked = self.asked.saturating_sub(self.batch),
-                Op::Ping => out.extend_from_slice(b"PONG\r\n"),
-                Op::Pong => self.ready = true,
-                Op::Other => {}
-            }
+    fn message(&mut self, message: &Msg<'_>, out: &mut Vec<u8>, tally: &mut Tally) -> Result<()> {
+        if message.subject().starts_with(b"c") {
+            let task = confirmed(message.subject())?;
+            publish(out, result_subject(&task, &self.subjects)?, self.results.of(&task));
+            return Ok(());
         }
+        let task = message.payload;
+        tally.assigned(task);
+        self.asked = self.asked.saturating_sub(1);
+        // An empty acknowledgement is a plain one.
+        if self.durable {
+            let confirm = format!(" c{}.{}.{}", self.number, producer_of(task), stamp_of(task));
+            publish(&mut self.acks, &[message.reply()?, confirm.as_bytes()].concat(), b"");
+        } else {
+            publish(out, result_subject(task, &self.subjects)?, self.results.of(task));
+            publish(&mut self.acks, message.reply()?, b"");
+        }
+        Ok(())
+    }
+
+    /// A pull request has ended: 404, 408, 409.
+    fn headers(&mut self, _: &[u8]) -> Result<()> {
+        self.asked = self.asked.saturating_sub(self.batch);
+        Ok(())
+    }
+
+    fn settle(&mut self, out: &mut Vec<u8>) {
         out.append(&mut self.acks);
         self.pull(out);
-        Ok(at)
-    }
-
-    fn ready(&self) -> bool {
-        self.ready
     }
 }
 
@@ -246,10 +248,10 @@ mod tests {
     use super::super::tests::split_everywhere;
     use super::*;
 
-    fn worker() -> Box<dyn Client> {
+    fn worker(durable: bool) -> Box<dyn Client> {
         let job =
             Job { kind: Kind::Task, producers: 2, consumers: 1, size: 20, result_size: 64, in_flight: 4 };
-        let mut worker = JetStream.clients(&job).remove(0).1;
+        let mut worker = JetStream { durable }.clients(&job).remove(0).1;
         worker.hello(&mut Vec::new());
         worker
     }
@@ -261,7 +263,7 @@ mod tests {
             let head = b"MSG w0 1 $JS.ACK.W.C.1.1.1.0.0 20\r\n";
             Template::new(head, 20, producer, b"\r\n").write(5, &mut input);
         }
-        let (out, mut tally) = split_everywhere(&input, worker);
+        let (out, mut tally) = split_everywhere(&input, || worker(false));
         let text = String::from_utf8_lossy(&out);
         assert_eq!((tally.assigned.count(), text.matches("PUB r1 64\r\n").count()), (4, 2));
         assert_eq!(text.matches("PUB $JS.ACK.W.C.1.1.1.0.0 0\r\n\r\n").count(), 4);
@@ -269,11 +271,28 @@ mod tests {
     }
 
     #[test]
+    fn a_durable_worker_sends_the_result_of_a_confirmed_task() {
+        let mut task = b"PONG\r\n".to_vec();
+        Template::new(b"MSG t 1 $JS.ACK.9 20\r\n", 20, 1, b"\r\n").write(5, &mut task);
+        let (out, _) = split_everywhere(&task, || worker(true));
+        let text = String::from_utf8_lossy(&out);
+        assert!(text.contains("PUB $JS.ACK.9 c0.1.5 0\r\n\r\n") && !text.contains("PUB r1"), "{text}");
+        let (out, _) = split_everywhere(b"MSG c0.1.5 2 0\r\n\r\n", || worker(true));
+        let result = out.strip_prefix(b"PUB r1 64\r\n").expect("a result");
+        assert_eq!((stamp_of(result), producer_of(result)), (5, 1));
+        let strange = worker(true).receive(b"MSG c0.x 2 0\r\n\r\n", &mut Vec::new(), &mut Tally::new());
+        assert!(strange.is_err());
+    }
+
+    #[test]
     fn a_refused_publish_ends_the_run() {
         let input = b"MSG a0 2 21\r\n{\"error\":{\"code\":503}\r\n";
-        assert!(JetStream.idle().receive(input, &mut Vec::new(), &mut Tally::new()).is_err());
-        let (_, tally) =
-            split_everywhere(b"MSG a0 2 24\r\n{\"stream\":\"W\", \"seq\": 11}\r\n", || JetStream.idle());
+        assert!(
+            JetStream { durable: false }.idle().receive(input, &mut Vec::new(), &mut Tally::new()).is_err()
+        );
+        let (_, tally) = split_everywhere(b"MSG a0 2 24\r\n{\"stream\":\"W\", \"seq\": 11}\r\n", || {
+            JetStream { durable: false }.idle()
+        });
         assert_eq!(tally.accepted, 1);
     }
 }

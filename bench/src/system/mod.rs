@@ -10,16 +10,19 @@ mod gearman;
 mod hive;
 mod jetstream;
 mod nats;
+mod nats_wire;
 mod redis;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use tempfile::TempDir;
 
+use crate::cores::Cores;
+use crate::disk;
 use crate::run::Client;
-use crate::server::Server;
-pub(crate) use hive::decisions;
+use crate::server::{Place, Server};
 
 /// Bytes of a payload that the harness uses; no payload is smaller.
 pub(crate) const PAYLOAD_MIN: usize = 16;
@@ -59,7 +62,9 @@ impl Name {
         Ok(match self {
             Self::Hive => Box::new(hive::Hive::new(setup)?),
             Self::Nats => Box::new(nats::Nats),
-            Self::Jetstream => Box::new(jetstream::JetStream),
+            Self::Jetstream => {
+                Box::new(jetstream::JetStream { durable: setup.durability == Durability::Journal })
+            }
             Self::Redis => Box::new(redis::Redis),
             Self::Gearman => Box::new(gearman::Gearman),
             Self::Beanstalkd => Box::new(beanstalkd::Beanstalkd),
@@ -93,6 +98,20 @@ pub(crate) struct Setup {
     pub(crate) durability: Durability,
     /// The binary of Hive, if named.
     pub(crate) hive: Option<PathBuf>,
+    pub(crate) cores: Cores,
+    /// Where the folders of durable servers are made, if named.
+    pub(crate) disk: Option<PathBuf>,
+}
+
+impl Setup {
+    /// A place for a server; on a disk, if it is to keep what it acknowledges.
+    pub(crate) fn place(&self) -> Result<Place> {
+        let dir = match self.durability {
+            Durability::Memory => TempDir::new()?,
+            Durability::Journal => disk::folder(self.disk.as_deref())?,
+        };
+        Ok(Place { dir, cores: self.cores })
+    }
 }
 
 /// What the clients do.

@@ -104,6 +104,50 @@ fn a_comparison_prints_ratios() {
     }
 }
 
+/// Whatever the server promises today: a durable comparison has figures of a server that acknowledged as `journal`, or
+/// says that it did not.
+#[test]
+fn a_durable_run_checks_what_was_promised() {
+    for scenario in ["task", "rtt"] {
+        let args = [scenario, "--system", "hive", "--durability", "journal"];
+        let Some(mut command) = bench(&[&args, &SHORT[..]].concat()) else { return };
+        let done = Done::of(&mut command);
+        if done.code != Some(0) {
+            assert!(done.err.contains("--durability journal was asked for"), "{}", done.err);
+            continue;
+        }
+        let line = done.object();
+        check(&line, scenario, "hive");
+        assert_eq!(line["durability_acknowledged"], "journal");
+        let ack = ["ack_p50_us", "disk_sync_p50_us", "echo_p50_us", "ack_over_floor"];
+        assert!(scenario == "task" || ack.iter().all(|key| line[key].is_number()), "{line}");
+    }
+}
+
+/// Peers that are installed are run; the others, and those that keep nothing, have their lines too.
+#[test]
+fn a_durable_comparison_leaves_no_peer_out() {
+    let peers = ["jetstream", "redis", "beanstalkd", "nats", "gearman"];
+    let args = ["compare", "--scenario", "task", "--clients", "1+1", "--in-flight", "8", "--rounds", "1"];
+    let durable = ["--durability", "journal", "--peers", &peers.join(",")];
+    let Some(mut command) = bench(&[&args[..], &durable, &SHORT].concat()) else { return };
+    let lines = Done::of(&mut command).json();
+    assert_eq!(lines.len(), peers.len());
+    for (line, peer) in lines.iter().zip(peers) {
+        assert_eq!((&line["peer"], &line["params"]["durability"]), (&peer.into(), &"journal".into()));
+        let reason = line["reason"].as_str().unwrap_or_default();
+        match line["status"].as_str() {
+            Some("ok") => assert_eq!(line["durability_acknowledged"], "journal", "{line}"),
+            Some("missing") => assert!(reason.contains("cargo xtask peers"), "{line}"),
+            Some("unsupported") => {
+                assert!(reason.contains("not applicable to durability journal"), "{line}");
+                assert!(["nats", "gearman"].contains(&peer), "{line}");
+            }
+            _ => assert!(reason.contains("--durability journal was asked for"), "{line}"),
+        }
+    }
+}
+
 /// A missing peer has its line. Where the system itself has a peer, that one is left alone here.
 #[test]
 fn a_peer_that_is_missing_is_not_left_out() {
