@@ -1,0 +1,47 @@
+//! Tests of the journal: see each file's head.
+
+mod crash;
+mod damage;
+pub(crate) mod double;
+mod space;
+
+use super::*;
+use crate::actors::journal::conformance::{self, Store};
+use double::MemFiles;
+
+/// Small segments, so that a test sees many.
+pub(crate) fn small() -> Options {
+    Options {
+        segment_bytes: 8192,
+        batch_bytes_max: usize::MAX,
+        zero_ahead_bytes: 1024,
+        large_bytes: 2048,
+        reserve_bytes: 4096,
+        ..Options::new(0x5a17)
+    }
+}
+
+struct Local<F>(F);
+
+impl<F: Files> Store for Local<F> {
+    type Journal = LocalJournal<F>;
+
+    fn open(&mut self, start: Position) -> LocalJournal<F> {
+        LocalJournal::open(self.0.clone(), small(), start).expect("opens")
+    }
+}
+
+#[test]
+fn the_local_journal_conforms_in_memory() {
+    conformance::all(|| Local(MemFiles::new()));
+}
+
+#[test]
+fn the_local_journal_conforms_on_a_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut n = 0;
+    conformance::all(|| {
+        n += 1;
+        Local(Directory::new(&dir.path().join(n.to_string())).expect("made"))
+    });
+}

@@ -1,0 +1,84 @@
+//! The disk is full, at any moment.
+
+use super::crash::History;
+use super::*;
+use crate::actors::journal::conformance::read_all;
+use crate::actors::journal::{AppendError, OpenError, Writer};
+
+#[test]
+fn a_full_disk_loses_nothing_and_is_survived() {
+    let (mut full, mut low) = (0, 0);
+    for space in (100..40_000).step_by(173) {
+        let mut history = History::new(space as u64);
+        history.files.with(|d| d.space = Some(space));
+        let Some(mut writer) = history.start() else { continue };
+        let mut room = 0;
+        let e = loop {
+            match history.append(&mut writer) {
+                Ok(()) => room += usize::from(writer.low_space()),
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(e, AppendError::Full, "with {space} bytes");
+        assert!(writer.low_space() && !writer.restore_reserve(), "with {space} bytes");
+        full += 1;
+        low += room;
+        // Certainly not durable: not with the power gone either, whatever the body ends with.
+        let mut known = history.known.lock().clone();
+        known.forget_in_flight();
+        for seed in 0..8 {
+            let crashed = history.files.crashed(seed);
+            known.check(&crashed).unwrap_or_else(|e| panic!("with {space} bytes, seed {seed}: {e}"));
+        }
+        history.files.with(|d| d.space = None);
+        assert!(writer.restore_reserve() && !writer.low_space());
+        for _ in 0..5 {
+            history.append(&mut writer).expect("there is space again");
+        }
+        drop(writer);
+        let mut known = history.known.lock().clone();
+        known.forget_in_flight();
+        known.check(&history.files).unwrap_or_else(|e| panic!("with {space} bytes: {e}"));
+    }
+    assert!(full > 150, "{full}");
+    // The reserve has room for some appends more after the caller is told.
+    assert!(low > full * 10, "{low} appends with the reserve of {full} disks");
+}
+
+#[test]
+fn space_that_is_as_good_as_gone_is_not_kept_again() {
+    let files = MemFiles::new();
+    files.with(|d| d.space = Some(30_000));
+    let mut journal = LocalJournal::open(files.clone(), small(), Position::NONE).expect("opens");
+    let (mut writer, _) = journal.fence(1, "n").expect("fenced");
+    while !writer.low_space() {
+        writer.append(&[1; 500], 1).expect("space");
+    }
+    // One reserve is there, two are not: it would be gone with the next append.
+    files.with(|d| d.space = Some(4096 + 1000));
+    assert!(!writer.restore_reserve());
+    assert_eq!(files.with(|d| d.space), Some(4096 + 1000), "what was tried is given back");
+    files.with(|d| d.space = Some(2 * 4096));
+    assert!(writer.restore_reserve());
+    let last = writer.append(b"x", 1).expect("space");
+    assert_eq!(read_all(&mut journal.reader(), Position::NONE).len() as u64, last.0);
+}
+
+#[test]
+fn one_process_has_the_journal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = || {
+        let files = Directory::new(&dir.path().join("journal")).expect("made");
+        LocalJournal::open(files, small(), Position::NONE)
+    };
+    let mut journal = open().expect("opens");
+    let e = open().expect_err("in use");
+    assert!(matches!(&e, OpenError::InUse(place) if place.ends_with("journal")), "{e}");
+    assert!(e.to_string().contains("in use by another process"), "{e}");
+    // Whoever can still append keeps it.
+    let (writer, _) = journal.fence(1, "n").expect("fenced");
+    drop(journal);
+    assert!(matches!(open(), Err(OpenError::InUse(_))));
+    drop(writer);
+    open().expect("free again");
+}
