@@ -80,7 +80,8 @@ fn what_is_acknowledged_is_there<S: Store>(store: &mut S) {
         for i in 0..200 {
             let position = surely(&mut writer, &body(i), 1 + i as u32);
             assert!(position > last, "positions ascend");
-            assert_eq!(writer.last(), position);
+            // A barrier may have come behind it.
+            assert!(writer.last() >= position);
             last = position;
             expected.push(Bytes::from(body(i)));
         }
@@ -199,7 +200,8 @@ fn segments_go_as_a_whole<S: Store>(store: &mut S) {
     let journal = store.open(segments[1].last);
     let mut reader = journal.reader();
     let records = read_all(&mut reader, segments[1].last);
-    assert_eq!((records[0].position, records[records.len() - 1].position), (segments[2].first, last));
+    assert_eq!(records[0].position, segments[2].first);
+    assert_eq!(records.iter().rfind(|r| r.ops > 0).map(|r| r.position), Some(last));
     assert!(matches!(reader.get(segments[1].last), Err(ReadError::Gone(_))));
 }
 

@@ -28,6 +28,8 @@ mod format;
 mod reader;
 mod recover;
 mod scan;
+pub mod sim;
+mod snapshots;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,7 @@ use parking_lot::{Mutex, RwLock};
 pub use files::{Directory, File, Files};
 pub use reader::LocalReader;
 pub use recover::Recovered;
+pub use snapshots::{LocalSnapshots, SnapshotSource};
 pub use tail::LocalWriter;
 
 use crate::actors::journal::{Failed, Journal, OpenError, Position};

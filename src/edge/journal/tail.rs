@@ -283,7 +283,12 @@ fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<F> {
 }
 
 /// Writes at least `least` bytes of the parts. Gives how many.
-fn write_all<F: File>(file: &F, mut parts: &mut [IoSlice<'_>], at: u64, least: u64) -> io::Result<u64> {
+pub(super) fn write_all<F: File>(
+    file: &F,
+    mut parts: &mut [IoSlice<'_>],
+    at: u64,
+    least: u64,
+) -> io::Result<u64> {
     let mut written = 0;
     while written < least {
         match file.write_at(parts, at + written) {

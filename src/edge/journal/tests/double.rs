@@ -11,30 +11,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::super::files::{File, Files};
+pub(super) use super::super::sim::Dice;
 
 const SECTOR: usize = 512;
-
-/// Numbers from a seed (splitmix64): the same ones each time.
-#[derive(Clone, Debug)]
-pub(crate) struct Dice(pub(crate) u64);
-
-impl Dice {
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.roll() % n.max(1) as u64) as usize
-    }
-
-    fn coin(&mut self) -> bool {
-        self.roll() & 1 == 0
-    }
-}
 
 /// What a call changes, in the words of the trait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,20 +121,20 @@ impl Node {
         self.pending[..whole].iter().for_each(|c| Self::apply(left, c));
         if let Some(Change::Write(at, data)) = self.pending.get(whole) {
             let cut = dice.below(data.len() + 1);
-            let (from, part) = if dice.coin() { (0, &data[..cut]) } else { (cut, &data[cut..]) };
+            let (from, part) = if dice.below(2) == 0 { (0, &data[..cut]) } else { (cut, &data[cut..]) };
             write(left, at + from, part);
         }
     }
 
     fn some_sectors(&self, left: &mut Vec<u8>, change: &Change, dice: &mut Dice) {
         match change {
-            Change::Len(_) if dice.coin() => Self::apply(left, change),
+            Change::Len(_) if dice.below(2) == 0 => Self::apply(left, change),
             Change::Len(_) => {}
             Change::Write(at, data) => {
                 let mut from = 0;
                 while from < data.len() {
                     let to = ((at + from) / SECTOR * SECTOR + SECTOR - at).min(data.len());
-                    if dice.coin() {
+                    if dice.below(2) == 0 {
                         write(left, at + from, &data[from..to]);
                     }
                     from = to;
@@ -185,9 +164,9 @@ impl Disk {
         let mut dice = Dice(seed);
         let mut names = self.durable_names.clone();
         // A file system keeps the order of its renamings, or keeps any of them.
-        let (in_order, kept) = (dice.coin(), dice.below(self.pending.len() + 1));
+        let (in_order, kept) = (dice.below(2) == 0, dice.below(self.pending.len() + 1));
         for (i, change) in self.pending.iter().enumerate() {
-            if if in_order { i < kept } else { dice.coin() } {
+            if if in_order { i < kept } else { dice.below(2) == 0 } {
                 rename(&mut names, change);
             }
         }
@@ -249,12 +228,19 @@ impl Disk {
 #[derive(Clone)]
 pub(crate) struct MemFiles(Arc<Mutex<Disk>>);
 
+#[derive(Debug)]
 pub(crate) struct MemFile {
     disk: MemFiles,
     inode: usize,
 }
 
 pub(crate) struct MemLock(Arc<Mutex<bool>>);
+
+impl std::fmt::Debug for MemFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MemFiles")
+    }
+}
 
 impl Drop for MemLock {
     fn drop(&mut self) {

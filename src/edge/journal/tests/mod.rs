@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 pub(crate) mod double;
+mod snapshots;
 mod space;
 
 use super::*;
