@@ -12,6 +12,8 @@
 //! behind it, and the next ones overwrite them; zeroes behind the last record are a clean end. Large batches are bound by
 //! bytes, not by syncs, and prepare nothing.
 //!
+//! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 128 KiB for each reader that reads.
+//!
 //! | module | |
 //! |---|---|
 //! | `files` | what is needed of a directory: a trait, the real one |
@@ -21,10 +23,12 @@
 //! | `tail` | appending: the end of the last segment |
 //! | `reader` | reading by position |
 //! | `snapshots` | two generations of state |
+//! | `offline` | looking at a journal that nobody uses |
 //! | `sim` | the same journal in memory, with faults |
 
 mod files;
 mod format;
+mod offline;
 mod reader;
 mod recover;
 mod scan;
@@ -39,6 +43,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 pub use files::{Directory, File, Files};
+pub use offline::{Entry, survey};
 pub use reader::LocalReader;
 pub use recover::Recovered;
 pub use snapshots::{LocalSnapshots, SnapshotSource};

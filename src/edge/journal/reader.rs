@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Shared;
 use super::files::Files;
 use super::format::{self, SEGMENT_HEADER};
-use super::recover::{Found, failed, open_segment};
-use super::scan::{Chain, FIRST_RECORD, Fault, Mark, SCAN_BYTES, Window, mark};
+use super::recover::{Found, failed, open_segment, scan_sealed};
+use super::scan::{FIRST_RECORD, Fault, Mark, Window, mark};
 use crate::actors::journal::{Damage, OpenError, Position, ReadError, Reader, Record, Segment};
 
 /// Buffer of a reader, bytes: a mark's neighbourhood and a record behind it.
@@ -125,7 +125,7 @@ impl<F: Files> Reader for LocalReader<F> {
     fn get(&mut self, at: Position) -> Result<Record, ReadError> {
         let mut spot = self.shared.view.read().find(at)?;
         if spot.mark.is_none() {
-            self.index(spot, at)?;
+            self.index(spot.first)?;
             spot = self.shared.view.read().find(at)?;
         }
         let got = self.read(spot, at);
@@ -188,24 +188,11 @@ impl<F: Files> LocalReader<F> {
     }
 
     /// Scans a segment that was passed over when the journal was opened, and keeps its index.
-    fn index(&self, spot: Spot, at: Position) -> Result<(), ReadError> {
-        let opened = open_segment(&self.shared.files, spot.first, SCAN_BYTES, Some(spot.end));
-        let (mut window, header) = opened.map_err(|e| self.closed(spot.first, e))?;
-        let chain = Chain { position: spot.first - 1, crc: header.prev, epoch: header.epoch };
-        let scanned = window.scan(FIRST_RECORD, header.salt, chain, &mut |_, _| {});
-        let scanned = scanned.map_err(|e| self.unreadable(spot.first, FIRST_RECORD, e))?;
-        if scanned.fault != Fault::End {
-            let here = Mark { position: scanned.chain.position + 1, offset: scanned.end };
-            return Err(self.damaged(spot.first, here, scanned.fault));
-        }
-        let found = Found {
-            first: spot.first,
-            last: scanned.chain.position,
-            end: scanned.end,
-            marks: Some(scanned.marks),
-        };
+    fn index(&self, first: u64) -> Result<(), ReadError> {
+        let found = scan_sealed(&self.shared.files, first, &mut |_, _, _| {});
+        let found = found.map_err(|e| self.closed(first, e))?;
         self.shared.view.write().learn(found);
-        self.shared.view.read().find(at).map(|_| ())
+        Ok(())
     }
 
     fn damaged(&self, first: u64, here: Mark, fault: Fault) -> ReadError {

@@ -94,6 +94,33 @@ pub(super) fn open_segment<F: Files>(
     }
 }
 
+/// The segments that `start` covers whole, ascending.
+pub(super) fn covered<F: Files>(files: &F, start: Position) -> Result<Vec<u64>, Failed> {
+    let mut firsts = segments_in(files)?;
+    let needed = start.0.saturating_add(1);
+    firsts.truncate(firsts.iter().rposition(|first| *first <= needed).unwrap_or(0));
+    Ok(firsts)
+}
+
+/// Verifies a sealed segment by itself.
+pub(super) fn scan_sealed<F: Files>(
+    files: &F,
+    first: u64,
+    visit: &mut dyn FnMut(u64, &format::Header, u64),
+) -> Result<Found, OpenError> {
+    let name = format::segment_name(first);
+    let (mut window, header) = open_segment(files, first, SCAN_BYTES, None)?;
+    let chain = Chain { position: first - 1, crc: header.prev, epoch: header.epoch };
+    let scanned = window.scan(FIRST_RECORD, header.salt, chain, &mut |h, at| visit(first, h, at));
+    let scanned = scanned.map_err(|e| failed("read", files, &name, e))?;
+    let last = scanned.chain.position;
+    if scanned.fault != Fault::End {
+        let (place, what) = (files.place(&name), scanned.fault.text(last + 1));
+        return Err(Damage { place, offset: scanned.end, what, advice: RESTORE }.into());
+    }
+    Ok(Found { first, last, end: scanned.end, marks: Some(scanned.marks) })
+}
+
 /// Verifies the segments that hold what comes after `start` and finds the end. Changes nothing.
 ///
 /// `visit` is given the header of each record, its segment and its offset there.

@@ -39,6 +39,19 @@ impl<F: Files> LocalSnapshots<F> {
         Self { files }
     }
 
+    /// Reads all of them; gives what is wrong with each.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub fn verify_all(&self) -> Result<Vec<(Position, Option<Damage>)>, SnapshotError> {
+        let judge = |at: Position| match self.verify(&snapshot_name(at), at) {
+            Ok(()) => Ok((at, None)),
+            Err(SnapshotError::Damaged(damage)) => Ok((at, Some(damage))),
+            Err(e) => Err(e),
+        };
+        self.kept()?.into_iter().map(judge).collect()
+    }
+
     /// Writes and reads back, under a name that does not count.
     fn write(
         &self,

@@ -5,8 +5,10 @@ mod damage;
 pub(crate) mod double;
 mod snapshots;
 mod space;
+mod speed;
 
 use super::*;
+use crate::actors::journal::Writer as _;
 use crate::actors::journal::conformance::{self, Store};
 use double::MemFiles;
 
@@ -45,4 +47,20 @@ fn the_local_journal_conforms_on_a_disk() {
         n += 1;
         Local(Directory::new(&dir.path().join(n.to_string())).expect("made"))
     });
+}
+
+/// Version 1 as bytes: a fence and a record. Whoever changes this breaks journals that exist.
+const GOLDEN: &str = include_str!("version_1.hex");
+
+#[test]
+fn the_bytes_of_version_1_stay() {
+    let files = MemFiles::new();
+    let options = Options { zero_ahead_bytes: 0, ..small() };
+    let mut journal = LocalJournal::open(files.clone(), options, Position::NONE).expect("opens");
+    let (mut writer, _) = journal.fence(1, "node").expect("fenced");
+    writer.append(b"first", 2).expect("appended");
+    let mut hex = String::new();
+    files
+        .tamper("00000000000000000001.seg", |bytes| hex = bytes.iter().map(|b| format!("{b:02x}")).collect());
+    assert_eq!(hex, GOLDEN.replace('\n', ""));
 }
