@@ -140,8 +140,8 @@ impl History {
 }
 
 /// The first thing that goes wrong when the power goes after each call, with so many ways to go.
-fn first_loss(operations: usize, seeds: u64, planted: Planted) -> Result<[usize; 7], String> {
-    let mut history = History::new(7);
+fn first_loss(history: u64, operations: usize, seeds: u64, planted: Planted) -> Result<[usize; 7], String> {
+    let mut history = History::new(history);
     history.files.with(|d| d.planted = planted);
     let known = history.known.clone();
     let outcome = Arc::new(Mutex::new((None::<String>, [0_usize; 7])));
@@ -176,7 +176,7 @@ fn judge(known: &Known, disk: &Disk, seed: u64) -> Result<(), String> {
 
 #[test]
 fn nothing_acknowledged_is_lost_wherever_the_power_goes() {
-    let calls = first_loss(2000, 5, Planted::Nothing).unwrap_or_else(|e| panic!("{e}"));
+    let calls = first_loss(7, 2000, 5, Planted::Nothing).unwrap_or_else(|e| panic!("{e}"));
     let [write, sync_data, set_len, create, rename, remove, sync_dir] = calls;
     assert!(write > 1900 && sync_data > 1900 && sync_dir > 100, "{calls:?}");
     assert!(set_len > 50 && create > 50 && rename > 50 && remove > 50, "{calls:?}");
@@ -184,10 +184,17 @@ fn nothing_acknowledged_is_lost_wherever_the_power_goes() {
 }
 
 #[test]
+fn other_histories_lose_nothing_either() {
+    for seed in 100..110 {
+        first_loss(seed, 100, 3, Planted::Nothing).unwrap_or_else(|e| panic!("history {seed}: {e}"));
+    }
+}
+
+#[test]
 fn a_journal_that_forgets_a_sync_is_caught() {
-    let e = first_loss(100, 3, Planted::NoSyncData).expect_err("data that is not synced is lost");
+    let e = first_loss(7, 100, 3, Planted::NoSyncData).expect_err("data that is not synced is lost");
     assert!(e.contains("acknowledged was") || e.contains("refused"), "{e}");
-    let e = first_loss(300, 3, Planted::NoSyncDir).expect_err("names that are not synced are lost");
+    let e = first_loss(7, 300, 3, Planted::NoSyncDir).expect_err("names that are not synced are lost");
     assert!(e.contains("acknowledged was") || e.contains("refused") || e.contains("missing"), "{e}");
 }
 

@@ -174,6 +174,40 @@ fn a_payload_cannot_pass_for_a_record() {
 }
 
 #[test]
+fn a_good_record_that_does_not_follow_is_refused() {
+    let segment = |third: &[u8]| {
+        let files = MemFiles::new();
+        let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0 };
+        let first = record(7, 0, 1, b"one");
+        let second = record(7, u32_at(&first, 8), 2, b"two");
+        files.put(&segment_name(1), &[&header.encode()[..], &first, &second, third].concat());
+        open(&files, 0)
+    };
+    let crc = u32_at(&record(7, u32_at(&record(7, 0, 1, b"one"), 8), 2, b"two"), 8);
+    let good = record(7, crc, 3, b"three");
+    assert_eq!(segment(&good).expect("whole").recovered().last.0, 3);
+    let earlier = Header { len: 0, crc: 0, prev: crc, position: 3, epoch: 8, ops: 1 }.seal(7, b"");
+    for (what, third) in [
+        ("another history", record(7, crc ^ 1, 3, b"three")),
+        ("one is left out", record(7, crc, 4, b"three")),
+        ("one comes twice", record(7, crc, 2, b"two")),
+        ("an earlier epoch", earlier.encode().to_vec()),
+    ] {
+        let e = segment(&third).expect_err(what).to_string();
+        assert!(e.contains("does not follow its predecessor"), "{what}: {e}");
+    }
+}
+
+#[test]
+fn an_unfinished_segment_is_discarded() {
+    let (files, records, _) = journal();
+    files.put("00000000000000000999.seg.new", b"HIVE");
+    let journal = open(&files, 0).expect("opens");
+    assert_eq!(journal.recovered().last, records[records.len() - 1].position);
+    assert!(files.files().iter().all(|(name, _)| !name.ends_with(".new")));
+}
+
+#[test]
 fn look_alikes_do_not_keep_recovery_busy() {
     // Each says that it is as long as the rest of the file: hashing them all would take quadratic time.
     let mut tail = Vec::new();

@@ -10,7 +10,7 @@ fn a_full_disk_loses_nothing_and_is_survived() {
     let (mut full, mut low) = (0, 0);
     for space in (100..40_000).step_by(173) {
         let mut history = History::new(space as u64);
-        history.files.with(|d| d.space = Some(space));
+        history.files.with(|d| (d.space, d.full_lies) = (Some(space), space % 2 == 0));
         let Some(mut writer) = history.start() else { continue };
         let mut room = 0;
         let e = loop {
