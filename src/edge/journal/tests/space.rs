@@ -82,3 +82,41 @@ fn one_process_has_the_journal() {
     drop(writer);
     open().expect("free again");
 }
+
+/// `HIVE_SMALL_DIR` is on a file system of its own, of some 50 MB, that may be filled.
+#[test]
+#[ignore = "needs a small file system in HIVE_SMALL_DIR"]
+fn a_file_system_that_is_really_full_loses_nothing() {
+    let dir = std::path::PathBuf::from(std::env::var_os("HIVE_SMALL_DIR").expect("HIVE_SMALL_DIR"));
+    let dir = tempfile::tempdir_in(dir).expect("a directory");
+    let options = Options { segment_bytes: 4 << 20, reserve_bytes: 2 << 20, ..Options::new(1) };
+    let open = || {
+        let files = Directory::new(dir.path()).expect("made");
+        LocalJournal::open(files, options.clone(), Position::NONE).expect("opens")
+    };
+    let filler = dir.path().join("filler");
+    std::fs::write(&filler, vec![1; 100_000]).expect("space");
+    let mut journal = open();
+    let (mut writer, mut last) = journal.fence(1, "n").expect("fenced");
+    let (mut normal, mut low) = (0, 0);
+    let full = loop {
+        match writer.append(&vec![last.0 as u8; 1 + (last.0 * 7919 % 9000) as usize], 1) {
+            Ok(position) => last = position,
+            Err(e) => break e,
+        }
+        *if writer.low_space() { &mut low } else { &mut normal } += 1;
+    };
+    assert_eq!(full, AppendError::Full);
+    println!("{normal} appends, then {low} with the reserve, then it was full");
+    assert!(low > 100 && !writer.restore_reserve());
+    let first = writer.segments()[0].first;
+    drop(writer);
+    drop(journal);
+    let mut journal = open();
+    assert_eq!((journal.recovered().last, journal.recovered().cut.as_ref()), (last, None));
+    std::fs::remove_file(&filler).expect("removed");
+    let (mut writer, _) = journal.fence(2, "n").expect("there is some space again");
+    writer.remove(first).expect("removed");
+    assert!(writer.restore_reserve() && !writer.low_space(), "4 MB are free");
+    writer.append(&[1; 5000], 1).expect("there is space again");
+}
