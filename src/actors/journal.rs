@@ -239,6 +239,9 @@ pub trait Journal {
     /// The epoch is stale, or the fence could not be made durable.
     fn fence(&mut self, epoch: u32, node: &str) -> Result<(Self::Writer, Position), OpenError>;
 
+    /// The epoch that rules: of the last fence; 0 if there was none. Take a higher one for the next.
+    fn epoch(&self) -> u32;
+
     /// A reader of what is durable.
     fn reader(&self) -> Self::Reader;
 }

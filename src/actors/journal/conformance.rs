@@ -94,6 +94,7 @@ fn what_is_acknowledged_is_there<S: Store>(store: &mut S) {
 
 fn the_latest_fence_rules<S: Store>(store: &mut S) {
     let mut journal = store.open(Position::NONE);
+    assert_eq!((journal.epoch(), journal.reader().last()), (0, Position::NONE));
     let (mut old, _) = journal.fence(3, "a").expect("fenced");
     surely(&mut old, b"old", 1);
     for stale in [0, 2, 3] {
@@ -112,6 +113,7 @@ fn the_latest_fence_rules<S: Store>(store: &mut S) {
     drop((old, new));
     drop(journal);
     let mut journal = store.open(Position::NONE);
+    assert_eq!(journal.epoch(), 5);
     assert!(matches!(journal.fence(5, "c"), Err(OpenError::Stale { asked: 5, rules: 5 })), "remembered");
     let records = bodies(&read_all(&mut journal.reader(), Position::NONE));
     assert_eq!(records, ["old".as_bytes(), b"still the one", b"new"]);

@@ -10,7 +10,17 @@
 //! An append is one `pwritev` and one `fdatasync`. A disk syncs twice as fast where bytes are overwritten as where the
 //! file grows, because a new length is a second write of the file system. So a small append that runs out of prepared space carries zeroes
 //! behind it, and the next ones overwrite them; zeroes behind the last record are a clean end. Large batches are bound by
-//! bytes, not by syncs, and prepare nothing.
+//! bytes, not by syncs, and prepare nothing. Measured on a virtual disk with ext4, best of seven (`tests/speed.rs`):
+//!
+//! | record | over zeroes | where the file grows |
+//! |---:|---:|---:|
+//! | 100 bytes | 11,100 appends/s | 7,600 |
+//! | 16 kB | 9,700 | 5,900 |
+//! | 64 kB | 7,400 (470 MB/s) | 4,900 (310 MB/s) |
+//! | 256 kB | 3,900 (1.0 GB/s) | 3,400 (0.9 GB/s) |
+//! | 1 MB | 1,420 (1.4 GB/s) | 1,550 (1.5 GB/s) |
+//!
+//! From memory, records of 1 kB are recovered with 6.5 GB/s and read in order with 5 GB/s; one at random takes 12 us.
 //!
 //! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 128 KiB for each reader that reads.
 //!
@@ -154,6 +164,10 @@ impl<F: Files> Journal for LocalJournal<F> {
 
     fn fence(&mut self, epoch: u32, node: &str) -> Result<(LocalWriter<F>, Position), OpenError> {
         LocalWriter::fence(&self.shared, epoch, node)
+    }
+
+    fn epoch(&self) -> u32 {
+        self.shared.tail.lock().epoch()
     }
 
     fn reader(&self) -> LocalReader<F> {

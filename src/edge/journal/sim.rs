@@ -207,6 +207,10 @@ impl Journal for SimJournal {
         Ok((SimWriter { journal: self.clone(), epoch }, at))
     }
 
+    fn epoch(&self) -> u32 {
+        self.0.lock().epoch
+    }
+
     fn reader(&self) -> SimReader {
         SimReader(self.clone())
     }

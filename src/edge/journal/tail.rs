@@ -106,6 +106,11 @@ impl<F: Files> Tail<F> {
         self.first
     }
 
+    /// The epoch that may append.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     fn may_append(&self, epoch: u32) -> Result<(), AppendError> {
         match &self.broken {
             Some(why) => Err(AppendError::Broken(why.clone())),

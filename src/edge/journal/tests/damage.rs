@@ -142,6 +142,34 @@ fn missing_and_foreign_files_are_refused() {
     assert!(e.contains("format version 2, this program knows 1"), "{e}");
 }
 
+#[test]
+fn a_survey_sees_what_a_snapshot_covers_and_changes_nothing() {
+    let (files, records, firsts) = journal();
+    let list = |files: &MemFiles, start: u64| {
+        let mut seen = Vec::new();
+        let found = survey(files, Position(start), &mut |e| seen.push(*e))?;
+        Ok::<_, OpenError>((seen, found.expect("a journal")))
+    };
+    let before = files.files();
+    let all: Vec<u64> = (1..=records.len() as u64).collect();
+    for start in [0, firsts[2] - 1, records.len() as u64] {
+        let (seen, found) = list(&files, start).expect("whole");
+        assert_eq!(seen.iter().map(|e| e.position.0).collect::<Vec<_>>(), all);
+        assert!(seen.iter().zip(&records).all(|(e, r)| e.bytes as usize == r.body.len() && e.ops == r.ops));
+        assert_eq!((found.records, found.last.0, found.cut), (all.len() as u64, all.len() as u64, None));
+    }
+    assert_eq!(files.files(), before);
+    // Damage in a segment that a start with this snapshot would not read.
+    files.flip(&segment_name(firsts[0]), 200..201, 1);
+    open(&files, firsts[2] - 1).expect("not looked at");
+    let e = list(&files, firsts[2] - 1).expect_err("damaged").to_string();
+    assert!(e.contains(&segment_name(firsts[0])), "{e}");
+    files.remove(&segment_name(firsts[0])).expect("removed");
+    let (seen, _) = list(&files, firsts[2] - 1).expect("what is there is whole");
+    assert_eq!(seen[0].position.0, firsts[1]);
+    assert!(survey(&MemFiles::new(), Position::NONE, &mut |_| {}).expect("nothing").is_none());
+}
+
 /// A record as bytes.
 fn record(salt: u32, prev: u32, position: u64, body: &[u8]) -> Vec<u8> {
     let header = Header { len: 0, crc: 0, prev, position, epoch: 9, ops: 1 }.seal(salt, body);

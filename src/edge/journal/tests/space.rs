@@ -75,6 +75,8 @@ fn one_process_has_the_journal() {
     let e = open().expect_err("in use");
     assert!(matches!(&e, OpenError::InUse(place) if place.ends_with("journal")), "{e}");
     assert!(e.to_string().contains("in use by another process"), "{e}");
+    let look = Directory::read_only(&dir.path().join("journal")).expect("there");
+    assert!(matches!(survey(&look, Position::NONE, &mut |_| {}), Err(OpenError::InUse(_))));
     // Whoever can still append keeps it.
     let (writer, _) = journal.fence(1, "n").expect("fenced");
     drop(journal);
