@@ -109,12 +109,19 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The directory, which is made if it is not there, for its owner alone.
+    /// The directory, which is made if it is not there, for its owner alone, and durable: a journal is no use in a
+    /// directory that the next crash forgets.
     ///
     /// # Errors
     /// It cannot be made.
     pub fn new(path: &Path) -> io::Result<Self> {
+        let missing: Vec<&Path> =
+            path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.is_dir()).collect();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        for made in missing {
+            let parent = made.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            fs::File::open(parent)?.sync_all()?;
+        }
         Ok(Self { path: Arc::new(path.to_owned()), writable: true })
     }
 

@@ -16,6 +16,8 @@
 
 /// Length of a segment's header, bytes.
 pub(super) const SEGMENT_HEADER: u64 = 64;
+/// Length of a segment at most, bytes.
+pub(super) const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Length of a record's header, bytes.
 pub(super) const RECORD_HEADER: usize = 32;
 /// Records begin at multiples of this.

@@ -95,7 +95,7 @@ impl Options {
     }
 
     fn in_range(mut self) -> Self {
-        self.segment_bytes = self.segment_bytes.clamp(4096, 1024 * 1024 * 1024);
+        self.segment_bytes = self.segment_bytes.clamp(4096, format::SEGMENT_BYTES_MAX);
         self.reserve_bytes = self.reserve_bytes.max(4096);
         self.zero_ahead_bytes = self.zero_ahead_bytes.min(tail::ZEROES_MAX);
         let fits = (self.segment_bytes - format::SEGMENT_HEADER) as usize - format::stride(0) as usize;

@@ -232,7 +232,12 @@ impl<F: Files> Tail<F> {
         }
         self.reserve = false;
         // File systems give space back when the removal is durable.
-        let released = self.files.remove(RESERVE).and_then(|()| self.files.sync_dir());
+        let removed = match self.files.remove(RESERVE) {
+            // Somebody who needed space was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        let released = removed.and_then(|()| self.files.sync_dir());
         released.map_err(|e| self.break_down("give up the reserve for", &e)).map(|()| true)
     }
 

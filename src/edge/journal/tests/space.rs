@@ -54,6 +54,7 @@ fn space_that_is_as_good_as_gone_is_not_kept_again() {
     while !writer.low_space() {
         writer.append(&[1; 500], 1).expect("space");
     }
+    assert!(!files.files().iter().any(|(name, _)| name == "reserve"));
     // One reserve is there, two are not: it would be gone with the next append.
     files.with(|d| d.space = Some(4096 + 1000));
     assert!(!writer.restore_reserve());
@@ -61,6 +62,10 @@ fn space_that_is_as_good_as_gone_is_not_kept_again() {
     files.with(|d| d.space = Some(2 * 4096));
     assert!(writer.restore_reserve());
     let last = writer.append(b"x", 1).expect("space");
+    // An operator who removes it to make space has done what the journal would do.
+    files.remove("reserve").expect("there");
+    files.with(|d| d.space = Some(0));
+    assert_eq!(writer.append(&[1; 5000], 1), Err(AppendError::Full));
     assert_eq!(read_all(&mut journal.reader(), Position::NONE).len() as u64, last.0);
 }
 
