@@ -82,8 +82,13 @@ pub(super) fn open_segment<F: Files>(
     let mut window = Window::new(file, end, buffer.max(SEGMENT_HEADER as usize));
     let bytes =
         window.bytes(0, SEGMENT_HEADER as usize).map_err(|e| failed("read", files, &name, e))?.to_vec();
-    let damage =
-        |what: &str| Damage { place: files.place(&name), offset: 0, what: what.to_owned(), advice: RESTORE };
+    let damage = |what: &str| {
+        let (place, what) = (files.place(&name), what.to_owned());
+        Damage { place, offset: 0, what, advice: RESTORE }
+    };
+    if end > format::SEGMENT_BYTES_MAX {
+        Err(damage(&format!("{end} bytes are more than a segment can have")))?;
+    }
     match SegmentHeader::decode(&bytes) {
         Ok(h) if h.first == first => Ok((window, h)),
         Ok(h) => Err(damage(&format!("the segment begins with record {}, its name tells {first}", h.first)))?,
