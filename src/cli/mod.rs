@@ -8,6 +8,7 @@ mod demo_worker;
 mod explain;
 mod failure;
 mod http;
+mod journal;
 mod messages;
 mod output;
 mod patience;
@@ -63,6 +64,8 @@ enum Command {
     Top(top::Args),
     /// Analyse the files below a directory with a fleet of workers.
     Demo(demo::Args),
+    /// Look at a journal that no server uses.
+    Journal(journal::Args),
     /// Explain an error code.
     Explain(explain::Args),
     /// Print the version.
@@ -85,6 +88,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Request(a) => wait_for(messages::request(a)),
         Command::Top(a) => top::run(&a),
         Command::Demo(a) => wait_for(demo::run(a)),
+        Command::Journal(a) => journal::run(&a),
         Command::Explain(a) => explain::run(&a),
         Command::Version(a) => explain::version(&a),
         Command::DemoWorker(a) => wait_for(demo_worker::run(a)),
@@ -137,6 +141,9 @@ mod tests {
             "hive request a.b - --timeout-ms 100",
             "hive top --json --count 3",
             "hive demo --path d --agents 3 --json",
+            "hive journal verify d --json",
+            "hive journal inspect d --from 3 --count 2",
+            "hive journal stats d",
             "hive explain 304",
             "hive version --json",
         ] {
@@ -149,6 +156,7 @@ mod tests {
             "hive submit q --lines f -",
             "hive work q",
             "hive demo --agents 0",
+            "hive journal verify",
         ] {
             let e = parse(bad).expect_err(bad);
             assert_eq!(e.exit_code(), 2, "{bad}");

@@ -4,4 +4,5 @@ pub mod clock;
 pub mod discovery;
 pub mod host;
 pub mod http;
+pub mod journal;
 pub mod tcp;

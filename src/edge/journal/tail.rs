@@ -1,0 +1,407 @@
+//! Appending: the end of the last segment, and the one writer that may move it.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use super::files::{File, Files};
+use super::format::{self, Header, SEGMENT_HEADER, SegmentHeader};
+use super::recover::{State, failed};
+use super::scan::{Chain, FIRST_RECORD, SCAN_BYTES, Window};
+use super::{Options, Shared};
+use crate::actors::journal::{
+    AppendError, Failed, OpenError, Position, RemoveError, Resolved, Segment, Writer,
+};
+
+/// Zeroes that one append carries at most, bytes.
+pub(super) const ZEROES_MAX: u64 = (ZEROES.len() * ZERO_SLICES) as u64;
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+const ZERO_SLICES: usize = 16;
+/// The prepared space ends at a page, so that no page is written twice.
+const PAGE_BYTES: u64 = 4096;
+/// Longest name of a node in a fence, bytes.
+const NODE_BYTES_MAX: usize = 256;
+const RESERVE: &str = "reserve";
+
+/// The end of the journal.
+pub(super) struct Tail<F: Files> {
+    files: F,
+    options: Options,
+    file: F::File,
+    /// First position of the segment.
+    first: u64,
+    salt: u32,
+    /// The last durable record.
+    chain: Chain,
+    /// Where the next record goes, bytes.
+    at: u64,
+    /// Up to here the file has space that was written, bytes.
+    prepared: u64,
+    /// The epoch that may append.
+    epoch: u32,
+    reserve: bool,
+    /// A sync failed: what is on the disk is unknown, and asking again would not tell.
+    broken: Option<String>,
+}
+
+/// What a durable record has moved.
+struct Appended {
+    position: u64,
+    offset: u64,
+    end: u64,
+}
+
+impl<F: Files> Tail<F> {
+    /// A new journal.
+    pub(super) fn begin(files: &F, options: &Options) -> Result<Self, Failed> {
+        let chain = Chain { position: 0, crc: 0, epoch: 0 };
+        let header = SegmentHeader { salt: options.salt, first: 1, prev: 0, epoch: 0 };
+        let name = format::segment_name(1);
+        let file = make(files, &header).map_err(|e| failed("make", files, &name, e))?;
+        files.sync_dir().map_err(|e| failed("sync", files, "", e))?;
+        Ok(Self::at_end(files, options, (file, 1), (chain, options.salt), SEGMENT_HEADER))
+    }
+
+    /// Goes on behind the last good record.
+    ///
+    /// That record is written once more before it is synced: if its sync failed under the last process, the system may hold its
+    /// pages for clean, so that they can be read but are not on the disk.
+    pub(super) fn resume(files: &F, options: &Options, state: &State) -> Result<Self, Failed> {
+        let last = state.segments.last().expect("a state has a segment");
+        let name = format::segment_name(last.first);
+        let file = files.open(&name).map_err(|e| failed("open", files, &name, e))?;
+        file.set_len(last.end).map_err(|e| failed("cut", files, &name, e))?;
+        let file = rewrite(file, state.last_at, last.end).map_err(|e| failed("rewrite", files, &name, e))?;
+        file.sync_data().map_err(|e| failed("sync", files, &name, e))?;
+        files.sync_dir().map_err(|e| failed("sync", files, "", e))?;
+        Ok(Self::at_end(files, options, (file, last.first), (state.chain, state.salt), last.end))
+    }
+
+    fn at_end(
+        files: &F,
+        options: &Options,
+        (file, first): (F::File, u64),
+        (chain, salt): (Chain, u32),
+        end: u64,
+    ) -> Self {
+        let (files, options) = (files.clone(), options.clone());
+        let mut tail = Self {
+            files,
+            options,
+            file,
+            first,
+            salt,
+            chain,
+            at: end,
+            prepared: end,
+            epoch: chain.epoch,
+            reserve: false,
+            broken: None,
+        };
+        tail.restore_reserve();
+        tail
+    }
+
+    /// First position of the segment that takes records.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The epoch that may append.
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    fn may_append(&self, epoch: u32) -> Result<(), AppendError> {
+        match &self.broken {
+            Some(why) => Err(AppendError::Broken(why.clone())),
+            None if epoch != self.epoch => Err(AppendError::Fenced(self.epoch)),
+            None => Ok(()),
+        }
+    }
+
+    /// One record: written, synced, and only then counted.
+    fn append(&mut self, epoch: u32, ops: u32, body: &[u8]) -> Result<Appended, AppendError> {
+        let stride = format::stride(body.len());
+        if self.at + stride > self.options.segment_bytes {
+            self.roll()?;
+        }
+        let (position, prev) = (self.chain.position + 1, self.chain.crc);
+        let header = Header { len: 0, crc: 0, prev, position, epoch, ops }.seal(self.salt, body);
+        self.write(&header, body)?;
+        self.sync()?;
+        let offset = self.at;
+        self.at += stride;
+        self.chain = Chain { position, crc: header.crc, epoch };
+        Ok(Appended { position, offset, end: self.at })
+    }
+
+    /// Writes a record and what is prepared behind it; without space, once more with the reserve's and nothing prepared.
+    fn write(&mut self, header: &Header, body: &[u8]) -> Result<(), AppendError> {
+        let Err(e) = self.put(header, body, self.ahead(header.stride())) else { return Ok(()) };
+        self.is_full(&e, "write")?;
+        if self.release_reserve()? {
+            let Err(e) = self.put(header, body, 0) else { return Ok(()) };
+            self.is_full(&e, "write")?;
+        }
+        // A part may be there, and with the zeroes behind it that can be the whole record: make sure that it never is one.
+        if let Err(e) = self.file.set_len(self.at) {
+            return Err(self.break_down("cut", &e));
+        }
+        self.prepared = self.at;
+        self.sync()?;
+        Err(AppendError::Full)
+    }
+
+    /// Zeroes to write behind a record of this length.
+    fn ahead(&self, stride: u64) -> u64 {
+        let end = self.at + stride;
+        if end <= self.prepared || stride >= self.options.large_bytes {
+            return 0;
+        }
+        let to = (end + self.options.zero_ahead_bytes) / PAGE_BYTES * PAGE_BYTES;
+        to.min(self.options.segment_bytes).saturating_sub(end)
+    }
+
+    fn put(&mut self, header: &Header, body: &[u8], ahead: u64) -> io::Result<()> {
+        let header = header.encode();
+        let mut parts = [IoSlice::new(&[]); 3 + ZERO_SLICES];
+        parts[0] = IoSlice::new(&header);
+        parts[1] = IoSlice::new(body);
+        parts[2] = IoSlice::new(format::padding(body.len()));
+        let (mut left, mut used) = (ahead as usize, 3);
+        while left > 0 {
+            let zeroes = &ZEROES[..left.min(ZEROES.len())];
+            parts[used] = IoSlice::new(zeroes);
+            (left, used) = (left - zeroes.len(), used + 1);
+        }
+        let written = write_all(&self.file, &mut parts[..used], self.at, format::stride(body.len()))?;
+        self.prepared = self.prepared.max(self.at + written);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), AppendError> {
+        self.file.sync_data().map_err(|e| self.break_down("sync", &e))
+    }
+
+    /// Seals the last segment and makes the next one. Whatever fails for lack of space leaves the old one in use.
+    fn roll(&mut self) -> Result<(), AppendError> {
+        if self.prepared > self.at {
+            self.file.set_len(self.at).map_err(|e| self.break_down("seal", &e))?;
+            self.prepared = self.at;
+            self.sync()?;
+        }
+        let Chain { position, crc, epoch } = self.chain;
+        let header = SegmentHeader { salt: self.salt, first: position + 1, prev: crc, epoch };
+        let file = match make(&self.files, &header) {
+            Ok(file) => file,
+            Err(e) => {
+                self.is_full(&e, "make the segment after")?;
+                if !self.release_reserve()? {
+                    return Err(AppendError::Full);
+                }
+                match make(&self.files, &header) {
+                    Ok(file) => file,
+                    Err(e) => return self.is_full(&e, "make the segment after").and(Err(AppendError::Full)),
+                }
+            }
+        };
+        self.files.sync_dir().map_err(|e| self.break_down("sync the directory of", &e))?;
+        (self.file, self.first) = (file, header.first);
+        (self.at, self.prepared) = (FIRST_RECORD, FIRST_RECORD);
+        Ok(())
+    }
+
+    /// `Ok` if it was for lack of space. Anything else ends this journal.
+    fn is_full(&mut self, e: &io::Error, what: &str) -> Result<(), AppendError> {
+        match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Ok(()),
+            _ => Err(self.break_down(what, e)),
+        }
+    }
+
+    fn break_down(&mut self, what: &str, e: &io::Error) -> AppendError {
+        let why = format!("cannot {what} {}: {e}", self.files.place(&format::segment_name(self.first)));
+        self.broken = Some(why.clone());
+        AppendError::Broken(why)
+    }
+
+    /// Gives up the space kept for the end; `false` if it was gone already.
+    fn release_reserve(&mut self) -> Result<bool, AppendError> {
+        if !self.reserve {
+            return Ok(false);
+        }
+        self.reserve = false;
+        // File systems give space back when the removal is durable.
+        let removed = match self.files.remove(RESERVE) {
+            // Somebody who needed space was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        let released = removed.and_then(|()| self.files.sync_dir());
+        released.map_err(|e| self.break_down("give up the reserve for", &e)).map(|()| true)
+    }
+
+    /// Keeps space for the end. Twice as much must be there, or it would be gone again with the next append.
+    fn restore_reserve(&mut self) -> bool {
+        if self.reserve {
+            return true;
+        }
+        let bytes = self.options.reserve_bytes;
+        let file = self.files.open(RESERVE).or_else(|_| self.files.create(RESERVE));
+        let kept = file.and_then(|f| f.allocate(bytes * 2).and_then(|()| f.set_len(bytes)));
+        self.reserve = kept.is_ok();
+        if !self.reserve {
+            // What it has taken must not be missing elsewhere. If even that fails, the next start tries again.
+            let _ = self.files.remove(RESERVE);
+        }
+        self.reserve
+    }
+}
+
+/// Makes a segment under another name and renames it once it is whole, so that a segment always has a good header.
+fn make<F: Files>(files: &F, header: &SegmentHeader) -> io::Result<F::File> {
+    let name = format::segment_name(header.first);
+    let new = format!("{name}.new");
+    let made = files.create(&new).and_then(|file| {
+        let bytes = header.encode();
+        write_all(&file, &mut [IoSlice::new(&bytes)], 0, SEGMENT_HEADER)?;
+        file.sync_data().map_err(|e| not_space(&e))?;
+        files.rename(&new, &name)?;
+        Ok(file)
+    });
+    if made.is_err() {
+        let _ = files.remove(&new);
+    }
+    made
+}
+
+/// A sync that failed is not tried again, for whatever reason it did.
+fn not_space(e: &io::Error) -> io::Error {
+    io::Error::other(format!("sync: {e}"))
+}
+
+/// Writes the same bytes again, so that the next sync is about them.
+fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<F> {
+    let mut window = Window::new(file, end, SCAN_BYTES);
+    let mut at = from;
+    while at < end {
+        let bytes = window.bytes(at, SCAN_BYTES)?.to_vec();
+        write_all(window.file(), &mut [IoSlice::new(&bytes)], at, bytes.len() as u64)?;
+        at += bytes.len() as u64;
+    }
+    Ok(window.into_file())
+}
+
+/// Writes at least `least` bytes of the parts. Gives how many.
+pub(super) fn write_all<F: File>(
+    file: &F,
+    mut parts: &mut [IoSlice<'_>],
+    at: u64,
+    least: u64,
+) -> io::Result<u64> {
+    let mut written = 0;
+    while written < least {
+        match file.write_at(parts, at + written) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                written += n as u64;
+                IoSlice::advance_slices(&mut parts, n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(written)
+}
+
+/// The writer of a [`super::LocalJournal`]. Its appends are never [`AppendError::Unknown`]: a failed sync breaks the journal.
+pub struct LocalWriter<F: Files> {
+    shared: Arc<Shared<F>>,
+    epoch: u32,
+}
+
+impl<F: Files> std::fmt::Debug for LocalWriter<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalWriter").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl<F: Files> LocalWriter<F> {
+    pub(super) fn fence(
+        shared: &Arc<Shared<F>>,
+        epoch: u32,
+        node: &str,
+    ) -> Result<(Self, Position), OpenError> {
+        let mut tail = shared.tail.lock();
+        if epoch <= tail.epoch {
+            return Err(OpenError::Stale { asked: epoch, rules: tail.epoch });
+        }
+        let node = &node.as_bytes()[..node.len().min(NODE_BYTES_MAX)];
+        let before = tail.epoch;
+        tail.may_append(before).map_err(OpenError::Fence)?;
+        let fence = shared.append(&mut tail, epoch, 0, node).map_err(OpenError::Fence)?;
+        tail.epoch = epoch;
+        Ok((Self { shared: shared.clone(), epoch }, fence))
+    }
+}
+
+impl<F: Files> Shared<F> {
+    fn append(&self, tail: &mut Tail<F>, epoch: u32, ops: u32, body: &[u8]) -> Result<Position, AppendError> {
+        let done = tail.append(epoch, ops, body)?;
+        let mut view = self.view.write();
+        view.begun(tail.first);
+        view.appended(done.position, done.offset, done.end);
+        Ok(Position(done.position))
+    }
+}
+
+impl<F: Files> Writer for LocalWriter<F> {
+    fn batch_bytes_max(&self) -> usize {
+        self.shared.options.batch_bytes_max
+    }
+
+    fn append(&mut self, body: &[u8], ops: u32) -> Result<Position, AppendError> {
+        let bytes_max = self.batch_bytes_max();
+        if body.len() > bytes_max || ops == 0 {
+            return Err(AppendError::Invalid { bytes: body.len(), ops, bytes_max });
+        }
+        let mut tail = self.shared.tail.lock();
+        tail.may_append(self.epoch)?;
+        self.shared.append(&mut tail, self.epoch, ops, body)
+    }
+
+    fn resolve(&mut self) -> Result<Resolved, AppendError> {
+        self.shared.tail.lock().may_append(self.epoch).map(|()| Resolved::Lost)
+    }
+
+    fn last(&self) -> Position {
+        Position(self.shared.view.read().last())
+    }
+
+    fn low_space(&self) -> bool {
+        !self.shared.tail.lock().reserve
+    }
+
+    fn restore_reserve(&mut self) -> bool {
+        self.shared.tail.lock().restore_reserve()
+    }
+
+    fn segments(&self) -> Vec<Segment> {
+        self.shared.view.read().segments()
+    }
+
+    fn remove(&mut self, first: Position) -> Result<(), RemoveError> {
+        let tail = self.shared.tail.lock();
+        if tail.epoch != self.epoch {
+            return Err(RemoveError::Fenced(tail.epoch));
+        }
+        match self.segments().iter().find(|s| s.first == first) {
+            None => return Err(RemoveError::Unknown(first)),
+            Some(s) if !s.sealed => return Err(RemoveError::Open(first)),
+            Some(_) => self.shared.view.write().forget(first.0),
+        }
+        let (files, name) = (&self.shared.files, format::segment_name(first.0));
+        let removed = files.remove(&name).and_then(|()| files.sync_dir());
+        removed.map_err(|e| failed("remove", files, &name, e).into())
+    }
+}
