@@ -113,6 +113,27 @@ pub struct QueuePolicy {
     pub attempts_max: u16,
     /// Wait before the next attempt of a failed task, milliseconds.
     pub retry_delay_ms: u32,
+    /// What acknowledgements of its tasks promise. Without a `data_dir` all queues are in memory.
+    pub durability: Durability,
+}
+
+/// What survives, and what an acknowledgement therefore promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing beyond the process.
+    Memory,
+    /// The process and the machine's power: synced to disk before the acknowledgement.
+    Journal,
+}
+
+impl From<Durability> for hive_proto::ids::Durability {
+    fn from(d: Durability) -> Self {
+        match d {
+            Durability::Memory => Self::Memory,
+            Durability::Journal => Self::Journal,
+        }
+    }
 }
 
 /// A declared queue. What is left out is as in `queue_defaults`.
@@ -127,6 +148,8 @@ pub struct QueueConfig {
     pub attempts_max: Option<u16>,
     /// See [`QueuePolicy::retry_delay_ms`].
     pub retry_delay_ms: Option<u32>,
+    /// See [`QueuePolicy::durability`].
+    pub durability: Option<Durability>,
 }
 
 impl Default for Config {
@@ -184,7 +207,7 @@ impl Default for Session {
 
 impl Default for QueuePolicy {
     fn default() -> Self {
-        Self { lease_ms: 30_000, attempts_max: 5, retry_delay_ms: 1_000 }
+        Self { lease_ms: 30_000, attempts_max: 5, retry_delay_ms: 1_000, durability: Durability::Journal }
     }
 }
 
@@ -203,6 +226,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     /// Token from the environment.
     pub token: Option<String>,
+    /// See [`QueuePolicy::durability`], of queues that are not declared otherwise.
+    pub durability: Option<Durability>,
 }
 
 /// The configuration cannot be used.
@@ -257,6 +282,13 @@ impl Config {
             c.token = t;
         }
         c.dev = o.dev;
+        if let Some(d) = o.durability {
+            c.queue_defaults.durability = d;
+            if d == Durability::Journal && c.data_dir.is_none() && !c.dev {
+                let text = "a journal needs a place: give --data-dir DIR".into();
+                return Err(ConfigError::Value { key: "durability", text });
+            }
+        }
         c.check()?;
         Ok(c)
     }
@@ -306,7 +338,7 @@ impl Config {
         if self.shards > 64 {
             return value("shards", "at most 64");
         }
-        for p in self.queue_policies().iter().map(|(_, p)| p).chain([&self.queue_defaults.into()]) {
+        for p in self.queue_policies().iter().map(|(_, p)| p).chain([&self.default_policy()]) {
             if p.lease_ms < 10 || p.attempts_max == 0 || p.attempts_max > 1000 {
                 return value("queues", "lease_ms must be at least 10, attempts_max 1 to 1000");
             }
@@ -315,19 +347,42 @@ impl Config {
             if let Err(e) = hive_proto::names::queue(q.name.as_bytes()) {
                 return value("queues.name", &e.text);
             }
+            if q.durability == Some(Durability::Journal) && self.data_dir.is_none() && !self.dev {
+                return value(
+                    "queues.durability",
+                    "a journal needs a place: give --data-dir DIR, or set data_dir",
+                );
+            }
         }
         Ok(())
     }
 
     /// Declared queues with their whole policies.
     pub fn queue_policies(&self) -> Vec<(String, Policy)> {
-        let d = Policy::from(self.queue_defaults);
-        let whole = |q: &QueueConfig| Policy {
+        let d = self.queue_defaults;
+        let whole = |q: &QueueConfig| QueuePolicy {
             lease_ms: q.lease_ms.unwrap_or(d.lease_ms),
             attempts_max: q.attempts_max.unwrap_or(d.attempts_max),
             retry_delay_ms: q.retry_delay_ms.unwrap_or(d.retry_delay_ms),
+            durability: q.durability.unwrap_or(d.durability),
         };
-        self.queues.iter().map(|q| (q.name.clone(), whole(q))).collect()
+        self.queues.iter().map(|q| (q.name.clone(), self.in_force(whole(q)))).collect()
+    }
+
+    /// Policy of queues that are not declared.
+    pub fn default_policy(&self) -> Policy {
+        self.in_force(self.queue_defaults)
+    }
+
+    /// Without a place for a journal everything is in memory.
+    fn in_force(&self, p: QueuePolicy) -> Policy {
+        let durability = if self.data_dir.is_some() { p.durability } else { Durability::Memory };
+        Policy {
+            lease_ms: p.lease_ms,
+            attempts_max: p.attempts_max,
+            retry_delay_ms: p.retry_delay_ms,
+            durability: durability.into(),
+        }
     }
 
     /// Threads that serve connections.
@@ -336,12 +391,6 @@ impl Config {
             0 => (std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / 2).clamp(1, 64),
             n => n,
         }
-    }
-}
-
-impl From<QueuePolicy> for Policy {
-    fn from(p: QueuePolicy) -> Self {
-        Self { lease_ms: p.lease_ms, attempts_max: p.attempts_max, retry_delay_ms: p.retry_delay_ms }
     }
 }
 
@@ -466,7 +515,8 @@ mod tests {
         let c =
             Config::parse("[queue_defaults]\nlease_ms = 5000\n[[queues]]\nname = \"a\"\nattempts_max = 2\n")
                 .expect("ok");
-        let p = Policy { lease_ms: 5000, attempts_max: 2, retry_delay_ms: 1000 };
+        let durability = hive_proto::ids::Durability::Memory; // no data_dir
+        let p = Policy { lease_ms: 5000, attempts_max: 2, retry_delay_ms: 1000, durability };
         assert_eq!(c.queue_policies(), [("a".to_owned(), p)]);
     }
 }

@@ -101,6 +101,8 @@ codes! {
     Restarted = 503, "restarted", true, "The part of the server that handled the request restarted. Send it again.";
     Internal = 504, "internal", true, "An error that should not be. The server's log says more.";
     ProducerCredit = 505, "producer_credit", true, "More unacknowledged tasks than the server granted (credit_tasks, credit_bytes in Welcome). Wait for acknowledgements.";
+    DiskFull = 506, "disk_full", true, "The disk of the journal is full: queues that survive a restart take no tasks. Free space; running tasks can still be completed.";
+    JournalFailed = 507, "journal_failed", true, "The journal cannot be written; the server stops, because it could not keep what it acknowledges. The server's log says why.";
 }
 
 /// The error that an `Error` frame carries.

@@ -36,7 +36,7 @@ pub struct Peer {
     pub unacked_tasks: AtomicU32,
     /// Bytes of them.
     pub unacked_bytes: AtomicUsize,
-    /// Has submitted or waited: concerned when a dispatcher loses its memory.
+    /// Has submitted to a memory queue: concerned when a dispatcher loses its memory.
     pub submits: AtomicBool,
     /// Has sent requests: concerned when a hub shard restarts.
     pub requests: AtomicBool,

@@ -10,7 +10,7 @@ use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, Str
 use bytes::{Bytes, BytesMut};
 use hive_proto::error::Code;
 use hive_proto::frame::write_frame;
-use hive_proto::{Flags, FrameRef, Frames, Op, PREFIX_LEN, SessionId, WireError, ids::Durability, messages};
+use hive_proto::{Flags, FrameRef, Frames, Op, PREFIX_LEN, SessionId, WireError, messages};
 
 use super::Clock;
 use super::directory::{Directory, InFlight, Peer};
@@ -88,7 +88,7 @@ impl HubShard {
         let l = legacy.borrow();
         let s = &l.setup;
         let mut hub = Hub::new(s.shard, s.limits, s.hash_seed.wrapping_add(u64::from(incarnation)));
-        let mut out = Outgoing::new(s.directory.clone(), Durability::Memory);
+        let mut out = Outgoing::new(s.directory.clone());
         if incarnation > 0 {
             report_loss(&s.directory);
             out.muted = true;
@@ -136,7 +136,7 @@ impl HubShard {
         }
         for input in self.inputs.drain(..) {
             match input {
-                Input::HasRead(_) => {}
+                Input::HasRead(_) | Input::Journaled(_) => {}
                 Input::Frames(batch) => {
                     if !batch.quiet {
                         refuse(&mut self.out, batch.from.peer.session, &batch.chunk);
@@ -160,7 +160,7 @@ impl HubShard {
         while let Some(input) = self.inputs.pop() {
             match input {
                 Input::Frames(batch) => self.apply(now, batch),
-                Input::HasRead(_) => {} // for the dispatcher
+                Input::HasRead(_) | Input::Journaled(_) => {} // for the dispatcher
                 Input::Closed(from) => {
                     let session = from.peer.session;
                     self.hub.session_closed(session, &mut self.out);

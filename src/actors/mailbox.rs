@@ -14,6 +14,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::directory::InFlight;
+use super::journaler::Journaled;
 use crate::core::time::Tick;
 use hive_proto::SessionId;
 
@@ -31,6 +32,8 @@ pub enum Input {
     HasRead(SessionId),
     /// A session sends nothing more. Said when it leaves, and again when it is gone.
     Closed(InFlight),
+    /// What became of a record for the journal.
+    Journaled(Journaled),
 }
 
 /// Frames of one session for one actor.
@@ -49,6 +52,10 @@ pub struct Batch {
 #[derive(Debug, Default)]
 struct Queue {
     inputs: Vec<Input>,
+    /// News of the journal, which go first.
+    journaled: Vec<Input>,
+    /// The receiver takes nothing but these for now.
+    shut: bool,
     bytes: usize,
     blocked: Vec<Waker>,
 }
@@ -77,7 +84,7 @@ impl Inlet {
             return Err(batch);
         }
         q.bytes += batch.chunk.len();
-        let first = q.inputs.is_empty();
+        let first = q.inputs.is_empty() && !q.shut;
         q.inputs.push(Input::Frames(batch));
         drop(q);
         if first {
@@ -102,6 +109,20 @@ impl Inlet {
         self.push_always(Input::Frames(subscription));
     }
 
+    /// Says what became of a record. Never refused: one is under way at a time.
+    pub fn journaled(&self, journaled: Journaled) {
+        self.0.queue.lock().journaled.push(Input::Journaled(journaled));
+        self.0.receiver.wake();
+    }
+
+    /// While `shut`, nothing is taken but news of the journal; senders wait once the channel is full.
+    pub fn shut(&self, shut: bool) {
+        self.0.queue.lock().shut = shut;
+        if !shut {
+            self.0.receiver.wake();
+        }
+    }
+
     fn push_always(&self, input: Input) {
         self.0.queue.lock().inputs.push(input);
         self.0.receiver.wake();
@@ -111,13 +132,26 @@ impl Inlet {
     pub fn take(&self, into: &mut Vec<Input>) {
         let blocked = {
             let mut q = self.0.queue.lock();
-            std::mem::swap(&mut q.inputs, into);
+            into.append(&mut q.journaled);
+            match into.is_empty() {
+                _ if q.shut => return,
+                true => std::mem::swap(&mut q.inputs, into),
+                false => into.append(&mut q.inputs),
+            }
             q.bytes = 0;
             std::mem::take(&mut q.blocked)
         };
         for waker in blocked {
             waker.wake();
         }
+    }
+
+    /// Takes the news of the journal alone.
+    pub fn take_journaled(&self, into: &mut Vec<Journaled>) {
+        let news = std::mem::take(&mut self.0.queue.lock().journaled);
+        into.extend(
+            news.into_iter().filter_map(|i| if let Input::Journaled(j) = i { Some(j) } else { None }),
+        );
     }
 
     /// Batches that wait.
@@ -141,6 +175,8 @@ impl Stream for Ready {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<()>> {
         let shared = &self.0.0;
         shared.receiver.register(cx.waker());
-        if shared.queue.lock().inputs.is_empty() { Poll::Pending } else { Poll::Ready(Some(())) }
+        let q = shared.queue.lock();
+        let waiting = !q.journaled.is_empty() || !q.shut && !q.inputs.is_empty();
+        if waiting { Poll::Ready(Some(())) } else { Poll::Pending }
     }
 }

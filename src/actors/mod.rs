@@ -10,6 +10,7 @@ pub mod directory;
 pub mod dispatcher;
 pub mod hub;
 pub mod journal;
+pub mod journaler;
 pub mod mailbox;
 pub mod outbox;
 pub mod outgoing;

@@ -31,7 +31,6 @@ pub(crate) struct Outgoing {
     /// Sessions that end with the batch.
     leaving: Vec<SessionId>,
     last: (SessionId, usize),
-    durability: Durability,
     /// The answer given last was `Ok`.
     pub(crate) last_ok: bool,
     /// Effects are dropped: a new incarnation hears what its sessions had asked for, and they need not hear it again.
@@ -46,6 +45,9 @@ struct Dest {
     peer: Option<Arc<Peer>>,
     answers: Vec<u8>,
     data: Vec<u8>,
+    /// Frames that will travel as fragments, and before which byte of `data` they stand.
+    large: Vec<(usize, Vec<u8>)>,
+    large_bytes: usize,
     open: Option<OpenFrame>,
     touched: bool,
     /// Was full at the last push.
@@ -68,24 +70,57 @@ impl Dest {
     #[cold]
     fn takes_more(&mut self) -> bool {
         self.close_frame();
-        let Some(peer) = &self.peer else { return false };
-        note_answers(&mut self.early, &self.answers, &self.data);
-        self.full = peer.outbox.push(&mut self.answers, &mut self.data);
-        !(self.full && peer.outbox.stall())
+        let answered: Vec<u32> = answers(self).collect();
+        self.early.extend(answered);
+        self.push();
+        self.peer.as_ref().is_some_and(|peer| !(self.full && peer.outbox.stall()))
     }
 
     /// Whether what is gathered and what waits are more than the receiver should have unread.
     fn is_full(&self) -> bool {
-        self.peer.as_ref().is_none_or(|p| p.outbox.is_full(self.data.len()))
+        self.peer.as_ref().is_none_or(|p| p.outbox.is_full(self.data.len() + self.large_bytes))
     }
 
     /// Pushes what has been gathered, where something goes to the outbox directly.
     fn push_gathered(&mut self) {
-        if !(self.data.is_empty() && self.answers.is_empty())
-            && let Some(peer) = &self.peer
-        {
+        if !(self.data.is_empty() && self.answers.is_empty()) {
+            self.push();
+        }
+    }
+
+    /// Pushes what has been gathered, in its order.
+    #[inline]
+    fn push(&mut self) {
+        if !self.large.is_empty() {
+            self.push_large();
+        }
+        if let Some(peer) = &self.peer {
             self.full = peer.outbox.push(&mut self.answers, &mut self.data);
         }
+    }
+
+    #[cold]
+    fn push_large(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let mut from = 0;
+        for (at, frame) in std::mem::take(&mut self.large) {
+            if let Some(peer) = &self.peer {
+                peer.outbox.push(&mut self.answers, &mut data[from..at].to_vec());
+                peer.outbox.push_large(&frame);
+            }
+            from = at;
+        }
+        self.data.extend_from_slice(&data[from..]);
+        self.large_bytes = 0;
+    }
+
+    /// Drops what has been gathered.
+    fn clear(&mut self) {
+        self.answers.clear();
+        self.data.clear();
+        self.large.clear();
+        self.large_bytes = 0;
+        self.missed = 0;
     }
 
     fn close_frame(&mut self) {
@@ -93,27 +128,23 @@ impl Dest {
         let start = open.frame.start();
         open.frame.finish(&mut self.data, open.count);
         if self.data.len() - start > FRAGMENT_BYTES {
-            // Only a single large item makes a frame this long. What stands before it goes out before it.
+            // Only a single large item makes a frame this long.
             let large = self.data.split_off(start);
-            if let Some(peer) = &self.peer {
-                note_answers(&mut self.early, &self.answers, &self.data);
-                note_answers(&mut self.early, &[], &large);
-                peer.outbox.push(&mut self.answers, &mut self.data);
-                peer.outbox.push_large(&large);
-            }
+            self.large_bytes += large.len();
+            self.large.push((start, large));
         }
     }
 }
 
-/// Remembers what has been answered, should the rest of the batch not happen.
-#[cold]
-fn note_answers(early: &mut Vec<u32>, answers: &[u8], data: &[u8]) {
-    let in_data = Frames(data).filter(|f| f.prefix.op == Op::Tasks as u8);
-    early.extend(Frames(answers).chain(in_data).map(|f| f.prefix.id));
+/// Requests whose answers have been gathered for a destination.
+fn answers(d: &Dest) -> impl Iterator<Item = u32> {
+    let data = std::iter::once(&d.data[..]).chain(d.large.iter().map(|(_, frame)| &frame[..]));
+    let in_data = data.flat_map(Frames).filter(|f| f.prefix.op == Op::Tasks as u8);
+    Frames(&d.answers).chain(in_data).map(|f| f.prefix.id)
 }
 
 impl Outgoing {
-    pub(crate) fn new(directory: Arc<Directory>, durability: Durability) -> Self {
+    pub(crate) fn new(directory: Arc<Directory>) -> Self {
         Self {
             directory,
             dests: Vec::new(),
@@ -122,7 +153,6 @@ impl Outgoing {
             touched: Vec::new(),
             leaving: Vec::new(),
             last: (SessionId(0), 0),
-            durability,
             last_ok: false,
             muted: false,
             delivered: 0,
@@ -136,11 +166,11 @@ impl Outgoing {
             let d = &mut self.dests[at];
             d.close_frame();
             d.touched = false;
-            if let Some(peer) = &d.peer {
-                d.full = peer.outbox.push(&mut d.answers, &mut d.data);
-                if d.missed > 0 {
-                    peer.outbox.miss(std::mem::take(&mut d.missed));
-                }
+            d.push();
+            if d.missed > 0
+                && let Some(peer) = &d.peer
+            {
+                peer.outbox.miss(std::mem::take(&mut d.missed));
             }
             // An idle session holds no buffer.
             pool::give(std::mem::take(&mut d.answers));
@@ -155,13 +185,33 @@ impl Outgoing {
         self.by_session.get(&session).is_some_and(|at| self.dests[*at].early.contains(&request))
     }
 
+    /// Whether the answer to a request is among what has been gathered.
+    pub(crate) fn holds_answer(&self, session: SessionId, request: u32) -> bool {
+        let Some(at) = self.by_session.get(&session) else { return false };
+        answers(&self.dests[*at]).any(|id| id == request)
+    }
+
+    /// Puts an error in the place of each answer that has been gathered, and drops the rest.
+    pub(crate) fn refuse(&mut self, error: &WireError) {
+        for at in 0..self.touched.len() {
+            let d = &mut self.dests[self.touched[at]];
+            d.close_frame();
+            let ids: Vec<u32> = answers(d).collect();
+            d.clear();
+            let header = messages::encode(error);
+            for id in ids {
+                FrameBuilder::begin(&mut d.answers, Op::Error, 0, id, &[&header]).finish(&mut d.answers, 0);
+            }
+        }
+        self.flush();
+    }
+
     /// Drops what has been gathered: the batch it came from did not happen.
     pub(crate) fn abandon(&mut self) {
         for at in self.touched.drain(..) {
             let d = &mut self.dests[at];
-            (d.open, d.touched, d.missed) = (None, false, 0);
-            d.answers.clear();
-            d.data.clear();
+            (d.open, d.touched) = (None, false);
+            d.clear();
         }
     }
 
@@ -261,8 +311,16 @@ impl Outgoing {
 }
 
 impl TaskSink for Outgoing {
-    fn accepted(&mut self, to: SessionId, request: u32, first: TaskId, count: u16, refused: &[Refused]) {
-        let durability = [self.durability as u8];
+    fn accepted(
+        &mut self,
+        to: SessionId,
+        request: u32,
+        first: TaskId,
+        count: u16,
+        durability: Durability,
+        refused: &[Refused],
+    ) {
+        let durability = [durability as u8];
         self.answer(to, Op::Accepted, request, count, &[&first.0.to_le_bytes(), &durability], |out| {
             refused.iter().for_each(|r| r.write(out));
         });
@@ -332,6 +390,8 @@ impl TaskSink for Outgoing {
         d.open = Some(OpenFrame { op: Op::Tasks, id: request, frame, count });
         d.close_frame(); // as fragments, where the results are long
     }
+
+    fn hold(&mut self, _: bool) {} // whoever has this sink decides when it is flushed
 }
 
 impl HubSink for Outgoing {

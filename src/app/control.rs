@@ -7,7 +7,7 @@ use futures_util::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
 use super::Server;
-use crate::actors::{dispatcher, hub, sessions};
+use crate::actors::{dispatcher, hub, journaler, sessions};
 use crate::edge::http::{Control, FaultOutcome};
 use crate::edge::{clock, host};
 
@@ -26,6 +26,15 @@ impl Control for Arc<Server> {
         }
         if self.dispatcher.addr().is_none() {
             reasons.push("dispatcher-0 is restarting".to_owned());
+        }
+        let journal = self.journal.state();
+        if let Some(why) = journal.failed {
+            reasons.push(format!("the journal failed: {why}"));
+        } else if journal.low_space {
+            reasons.push("the disk of the journal is full".to_owned());
+        }
+        if self.journaler.as_ref().is_some_and(|j| j.addr().is_none()) {
+            reasons.push("journaler is restarting".to_owned());
         }
         for (n, shard) in self.shards.iter().enumerate() {
             if shard.hub.addr().is_none() {
@@ -51,6 +60,10 @@ impl Control for Arc<Server> {
         let sent = match actor {
             "dispatcher" => self.dispatcher.addr().is_some_and(|a| a.try_send(dispatcher::Fault).is_ok()),
             "hub" => s.hub.addr().is_some_and(|a| a.try_send(hub::Fault).is_ok()),
+            "journaler" => match &self.journaler {
+                Some(j) => j.addr().is_some_and(|a| a.try_send(journaler::Fault).is_ok()),
+                None => return FaultOutcome::Unknown,
+            },
             "sessions" | "session" => {
                 let fault = sessions::Fault { session: actor == "session" };
                 s.sessions.addr().is_some_and(|a| a.try_send(fault).is_ok())
@@ -82,7 +95,7 @@ impl Server {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "uptime_s": clock::now().0 / 1_000_000_000,
+            "uptime_s": clock::now().since(self.started) / 1_000_000_000,
             "epoch": self.epoch,
             "dev": self.config.dev,
             "draining": self.draining.load(Ordering::Relaxed),
@@ -96,11 +109,20 @@ impl Server {
             "agents_total": self.directory.len(),
             "shards": self.shard_views(d.as_ref(), &hubs),
             "actors": self.roster.snapshot(),
+            "journal": self.journaler.as_ref().map(|_| self.journal_view()),
             "totals": {
                 "submitted": c.submitted, "refused": c.refused, "assigned": c.assigned, "completed": c.completed,
                 "failed": c.failed, "dead": c.dead, "cancelled": c.cancelled, "expired": c.expired, "stale": c.stale,
                 "published": sum(|h| h.counters.published), "delivered": sum(|h| h.delivered), "lost": sum(|h| h.lost),
             },
+        })
+    }
+
+    fn journal_view(&self) -> Value {
+        let j = self.journal.state();
+        json!({
+            "position": j.position, "records": j.records, "decisions": j.ops, "bytes": j.bytes,
+            "low_space": j.low_space, "failed": j.failed,
         })
     }
 

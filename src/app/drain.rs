@@ -4,12 +4,13 @@ use std::net::TcpStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hive_proto::{Op, messages};
+use hive_proto::{Op, ids::Durability, messages};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Server;
 use crate::actors::directory::Wish;
 use crate::actors::dispatcher;
+use crate::core::tasks::QueueView;
 
 const LOOK: Duration = Duration::from_millis(20);
 /// What closing the connections may take: until then clients may read what waits for them.
@@ -20,6 +21,7 @@ pub(super) async fn until_stopped(server: &Server, mut signals: Signals) {
     tokio::select! {
         () = signals.next() => tracing::info!("signal: draining"),
         () = server.stop.notified() => tracing::info!("asked to stop: draining"),
+        () = server.journal.failed() => tracing::error!("the journal failed: stopping"),
     }
     server.draining.store(true, Ordering::SeqCst);
     // Wakes the acceptor, which then sees that the server drains.
@@ -61,11 +63,16 @@ async fn drain(server: &Server) {
     server.directory.for_each(|p| {
         p.outbox.answer(Op::Drain, 0, 0, &header, &[]);
     });
+    if let Some(dispatcher) = server.dispatcher.addr() {
+        let _ = dispatcher.try_send(dispatcher::Drain);
+    }
     let finished = tokio::time::timeout(Duration::from_millis(grace_ms), until_idle(server)).await.is_ok();
     let left = server.dispatcher_view().await.map_or(0, |d| unfinished(&d));
     if left > 0 {
         tracing::warn!(tasks = left, finished, "tasks in memory queues end with the server");
     }
+    // What was decided last is worth the time of one sync.
+    let _ = tokio::time::timeout(FAREWELL, until_committed(server)).await;
     server.directory.for_each(|p| p.wish(Wish::Close));
     let _ = tokio::time::timeout(FAREWELL, async {
         // Connections outlive their sessions until the client has read the last byte.
@@ -76,9 +83,23 @@ async fn drain(server: &Server) {
     .await;
 }
 
-/// Nothing runs, and nothing waits for which there is a worker.
+/// The journal has all that was decided, or never will.
+async fn until_committed(server: &Server) {
+    while server.journal.state().failed.is_none() {
+        if server.dispatcher_view().await.is_some_and(|d| !d.uncommitted) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn in_memory(q: &QueueView) -> bool {
+    q.durability == Durability::Memory
+}
+
+/// Nothing runs, and nothing waits in memory for which there is a worker.
 async fn until_idle(server: &Server) {
-    let busy = |q: &crate::core::tasks::QueueView| q.running > 0 || q.waiting > 0 && q.consumers > 0;
+    let busy = |q: &QueueView| q.running > 0 || in_memory(q) && q.waiting > 0 && q.consumers > 0;
     loop {
         // A dispatcher that restarts has no view, and is not idle.
         let idle = server.dispatcher_view().await.is_some_and(|d| !d.queues.iter().any(busy));
@@ -90,5 +111,5 @@ async fn until_idle(server: &Server) {
 }
 
 fn unfinished(d: &dispatcher::View) -> usize {
-    d.queues.iter().map(|q| q.waiting + q.scheduled + q.running).sum()
+    d.queues.iter().filter(|q| in_memory(q)).map(|q| q.waiting + q.scheduled + q.running).sum()
 }

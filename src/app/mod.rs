@@ -5,33 +5,38 @@
 //!  accept thread    blocking accept, connections to the shards in turn
 //!  shard threads    sessions, their owner, a hub shard          (one Arbiter each)
 //!  dispatcher       on the only shard's thread; on its own where there are several shards
+//!  journaler        blocks while the disk syncs
 //!  http threads     actix-web
 //! ```
 
 mod control;
 mod drain;
 mod memory;
+mod plan;
+mod storage;
 
-use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::rc::Rc;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use actix_rt::{Arbiter, ArbiterHandle};
-use bytes::BytesMut;
-use tokio::sync::{Notify, oneshot};
+use actix_rt::Arbiter;
+use tokio::sync::Notify;
 
 use crate::actors::directory::{Counted, Directory};
-use crate::actors::mailbox::Inlet;
-use crate::actors::outbox::OutboxLimits;
+use crate::actors::journaler::{Health, Journaler};
 use crate::actors::supervise::{Roster, Supervised};
 use crate::actors::{dispatcher, hub, sessions};
 use crate::config::Config;
-use crate::core::hub::HubLimits;
-use crate::core::tasks;
-use crate::edge::tcp::{Shard, Terms, TokenDigest, listen, session::Spawner};
-use crate::edge::{clock, host, http};
+use crate::core::time::Tick;
+use crate::edge::journal::LocalWriter;
+use crate::edge::tcp::{TokenDigest, listen};
+use crate::edge::{clock, host, http, journal};
+use plan::Plan;
+
+pub use storage::StorageError;
+
+type LocalJournaler = Journaler<LocalWriter<journal::Directory>>;
 
 /// File descriptors that are not for agents: HTTP, files, event loops.
 const OWN_DESCRIPTORS: usize = 128;
@@ -45,8 +50,12 @@ pub struct Ready {
     pub http: SocketAddr,
     /// The token in force.
     pub token: String,
-    /// Durability of queues.
+    /// Durability of queues that are not declared.
     pub durability: &'static str,
+    /// Where the journal is.
+    pub data_dir: Option<PathBuf>,
+    /// `data_dir` goes with the server.
+    pub temporary: bool,
     /// Started with `--dev`.
     pub dev: bool,
 }
@@ -70,10 +79,16 @@ pub enum AppError {
     #[error("data directory {dir} cannot be written: {error}; choose another with --data-dir")]
     DataDir {
         /// The directory.
-        dir: std::path::PathBuf,
+        dir: PathBuf,
         /// Why.
         error: std::io::Error,
     },
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] storage::StorageError),
+    /// The journal failed while the server ran.
+    #[error("the journal failed: {0}")]
+    Journal(String),
     /// Something that the system should have.
     #[error("{what}: {error}")]
     System {
@@ -85,10 +100,12 @@ pub enum AppError {
 }
 
 impl AppError {
-    /// Exit code of the process: 78 where the configuration is to blame.
+    /// Exit code of the process: 78 where the configuration is to blame, 74 where the disk or what is on it is.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::DataDir { .. } => 78,
+            Self::Storage(e) if e.in_use => 78,
+            Self::Storage(_) | Self::Journal(_) => 74,
             _ => 1,
         }
     }
@@ -98,13 +115,31 @@ impl AppError {
 ///
 /// # Errors
 /// The server could not start.
-pub fn run(config: Config, on_ready: impl FnOnce(&Ready)) -> Result<(), AppError> {
+pub fn run(mut config: Config, on_ready: impl FnOnce(&Ready)) -> Result<(), AppError> {
+    // A server that is tried out is as durable as any other, as long as it lives.
+    let temporary = (config.dev && config.data_dir.is_none())
+        .then(|| tempfile::Builder::new().prefix("hive-dev-").tempdir().map_err(system("temporary folder")))
+        .transpose()?;
+    if let Some(folder) = &temporary {
+        config.data_dir = Some(folder.path().to_owned());
+    }
     let token = token(&config)?;
     let agents = bind("listen", config.listen)?;
     let web = bind("http", config.http)?;
     let addr = |l: &TcpListener| l.local_addr().map_err(system("local address"));
-    let ready =
-        Ready { server: addr(&agents)?, http: addr(&web)?, token, durability: "memory", dev: config.dev };
+    let durability = config.default_policy().durability.name();
+    let ready = Ready {
+        server: addr(&agents)?,
+        http: addr(&web)?,
+        token,
+        durability,
+        data_dir: config.data_dir.clone(),
+        temporary: temporary.is_some(),
+        dev: config.dev,
+    };
+    if config.data_dir.is_none() {
+        tracing::warn!("no --data-dir: all queues are in memory, and their tasks end with the server");
+    }
     actix_rt::System::new().block_on(serve(config, agents, web, ready, on_ready))
 }
 
@@ -147,6 +182,9 @@ struct Server {
     directory: Arc<Directory>,
     roster: Roster,
     dispatcher: Supervised<dispatcher::Dispatcher>,
+    journaler: Option<Supervised<LocalJournaler>>,
+    journal: Health,
+    started: Tick,
     shards: Vec<ShardActors>,
     draining: Arc<AtomicBool>,
     stop: Notify,
@@ -171,8 +209,15 @@ async fn serve(
     tracing::info!(memory_bytes_max = config.limits.memory_bytes_max, ?shares, descriptors, "limits");
     let arbiters: Vec<Arbiter> = (0..config.shard_count()).map(|_| Arbiter::new()).collect();
     let own = (arbiters.len() > 1).then(Arbiter::new);
-    let plan = Plan::new(&config, arbiters.len(), &ready)?;
-    let dispatcher = plan.start_dispatcher(own.as_ref().unwrap_or(&arbiters[0])).await;
+    let mut plan = Plan::new(&config, arbiters.len(), &ready)?;
+    let setup = plan.dispatcher_setup()?;
+    // A sync blocks: the journaler has a thread of its own.
+    let writing = plan.writer.is_some().then(Arbiter::new);
+    let journaler = match &writing {
+        Some(arbiter) => Some(plan.start_journaler(arbiter).await),
+        None => None,
+    };
+    let dispatcher = plan.start_dispatcher(own.as_ref().unwrap_or(&arbiters[0]), setup).await;
     let mut shards = Vec::new();
     for (number, arbiter) in arbiters.iter().enumerate() {
         shards.push(plan.start_shard(number, &arbiter.handle()).await);
@@ -185,6 +230,9 @@ async fn serve(
         directory: plan.directory.clone(),
         roster: plan.roster.clone(),
         dispatcher,
+        journaler: journaler.flatten(),
+        journal: plan.health.clone(),
+        started: clock::now(),
         shards,
         draining: plan.draining.clone(),
         stop: Notify::new(),
@@ -196,10 +244,13 @@ async fn serve(
     on_ready(&server.ready);
     drain::until_stopped(&server, signals).await;
     http_handle.stop(false).await;
-    for arbiter in arbiters.iter().chain(&own) {
+    for arbiter in arbiters.iter().chain(&own).chain(&writing) {
         arbiter.stop();
     }
-    Ok(())
+    match server.journal.state().failed {
+        Some(why) => Err(AppError::Journal(why)),
+        None => Ok(()),
+    }
 }
 
 fn start_accepting(server: &Arc<Server>, listener: TcpListener, descriptors: u64) -> Result<(), AppError> {
@@ -226,132 +277,4 @@ fn start_accepting(server: &Arc<Server>, listener: TcpListener, descriptors: u64
         .spawn(|| acceptor.run())
         .map_err(system("accept thread"))?;
     Ok(())
-}
-
-/// What all shards are made from.
-struct Plan {
-    directory: Arc<Directory>,
-    roster: Roster,
-    draining: Arc<AtomicBool>,
-    dispatcher_inlet: Inlet,
-    hub_inlets: Vec<Inlet>,
-    terms: Terms,
-    config: Config,
-    hash_seed: u64,
-}
-
-impl Plan {
-    fn new(config: &Config, shards: usize, ready: &Ready) -> Result<Self, AppError> {
-        let l = &config.limits;
-        let shares = memory::Shares::of(config);
-        let outboxes = OutboxLimits::new(l.outbox_bytes_max, shares.outboxes, l.message_bytes_max as usize);
-        let terms = Terms {
-            token: TokenDigest::of(&ready.token),
-            epoch: (clock::unix_micros() / 1_000_000) as u32,
-            login_ms: config.session.login_ms,
-            heartbeat_ms: config.session.heartbeat_ms,
-            dead_ms: config.session.dead_ms,
-            frame_bytes_max: l.frame_bytes_max,
-            message_bytes_max: l.message_bytes_max,
-            credit_tasks: l.producer_credit_tasks,
-            credit_bytes: l.producer_credit_bytes,
-        };
-        Ok(Self {
-            directory: Arc::new(Directory::new(l.connections_max, shares.budget, outboxes)),
-            roster: Roster::default(),
-            draining: Arc::new(AtomicBool::new(false)),
-            dispatcher_inlet: Inlet::default(),
-            hub_inlets: (0..shards).map(|_| Inlet::default()).collect(),
-            terms,
-            config: config.clone(),
-            hash_seed: u64::from_le_bytes(host::random().map_err(system("randomness"))?),
-        })
-    }
-
-    async fn start_dispatcher(&self, arbiter: &Arbiter) -> Supervised<dispatcher::Dispatcher> {
-        let l = &self.config.limits;
-        let setup = dispatcher::Setup {
-            inlet: self.dispatcher_inlet.clone(),
-            directory: self.directory.clone(),
-            limits: tasks::Limits {
-                memory_bytes_max: memory::Shares::of(&self.config).tasks,
-                results_bytes_max: l.results_bytes_max,
-                result_ms: self.config.result_ms,
-                queues_max: l.queues_max,
-                queues_auto_create: l.queues_auto_create,
-                consumers_max: l.consumers_max,
-                credit_tasks_max: l.credit_tasks_max,
-                credit_bytes_max: l.credit_bytes_max,
-                waits_max: l.waits_max,
-            },
-            default_policy: self.config.queue_defaults.into(),
-            queues: self.config.queue_policies(),
-            clock: clock::now,
-            epoch: self.terms.epoch,
-            // Microseconds since 1970: above the sequences of earlier processes below a million tasks a second.
-            first_seq: clock::unix_micros(),
-            hash_seed: self.hash_seed,
-        };
-        let roster = self.roster.clone();
-        on(&arbiter.handle(), move || Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup)))
-            .await
-    }
-
-    async fn start_shard(&self, number: usize, arbiter: &ArbiterHandle) -> ShardActors {
-        let l = &self.config.limits;
-        let share = |total: usize| (total / self.hub_inlets.len()).max(1);
-        let setup = hub::Setup {
-            shard: number as u8,
-            shards: self.hub_inlets.len(),
-            inlet: self.hub_inlets[number].clone(),
-            others: if number == 0 { self.hub_inlets[1..].to_vec() } else { Vec::new() },
-            directory: self.directory.clone(),
-            limits: HubLimits {
-                subscriptions_per_session_max: l.subscriptions_max,
-                requests_max: share(l.requests_max),
-                request_ms_max: l.request_ms_max,
-                subscriptions_max: l.subscriptions_total_max,
-            },
-            clock: clock::now,
-            hash_seed: self.hash_seed,
-        };
-        let (directory, dispatcher, hubs) =
-            (self.directory.clone(), self.dispatcher_inlet.clone(), self.hub_inlets.clone());
-        let (terms, draining, roster) = (self.terms.clone(), self.draining.clone(), self.roster.clone());
-        on(arbiter, move || {
-            let (heartbeat_ms, dead_ms) = (terms.heartbeat_ms, terms.dead_ms);
-            let shard = Rc::new(Shard {
-                number: number as u16,
-                directory: directory.clone(),
-                dispatcher,
-                hubs,
-                clock: clock::now,
-                terms,
-                draining,
-                buffer: RefCell::new(BytesMut::new()),
-            });
-            let owner = sessions::Setup {
-                shard: number as u16,
-                directory,
-                spawn: Rc::new(Spawner(shard)),
-                clock: clock::now,
-                heartbeat_ms,
-                dead_ms,
-            };
-            let hub = Supervised::start(&format!("hub-{number}"), &roster, hub::factory(setup));
-            let sessions =
-                Supervised::start(&format!("sessions-{number}"), &roster, sessions::factory(owner));
-            ShardActors { hub, sessions }
-        })
-        .await
-    }
-}
-
-/// Runs `make` on the thread of an arbiter.
-async fn on<T: Send + 'static>(arbiter: &ArbiterHandle, make: impl FnOnce() -> T + Send + 'static) -> T {
-    let (give, get) = oneshot::channel();
-    arbiter.spawn_fn(move || {
-        let _ = give.send(make());
-    });
-    get.await.expect("the thread has just been started")
 }

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use hive::app::Ready;
-use hive::config::{Config, Overrides};
+use hive::config::{Config, Durability, Overrides};
 use hive::edge::discovery::{DevServer, Published};
 
 use super::failure::{CONFIG, Failure};
@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// Where the server keeps what outlives it.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What acknowledgements of tasks promise, unless their queue is declared otherwise: `memory`, or `journal`, which is
+    /// the default and needs --data-dir (or --dev, which takes a temporary folder).
+    #[arg(long, value_name = "DURABILITY", value_parser = durability)]
+    durability: Option<Durability>,
     /// Configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -50,6 +54,7 @@ pub(crate) fn run(a: Args) -> Result<(), Failure> {
         http: a.http,
         data_dir: a.data_dir,
         token: a.token.filter(|t| !t.is_empty()),
+        durability: a.durability,
     };
     let bad = |e| {
         let next = "correct it and start again; docs/configuration.md lists every key";
@@ -72,6 +77,14 @@ pub(crate) fn run(a: Args) -> Result<(), Failure> {
     ran.map_err(|e| Failure::new("the server cannot run", &e).code(e.exit_code()))
 }
 
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "memory" => Ok(Durability::Memory),
+        "journal" => Ok(Durability::Journal),
+        _ => Err("it is memory or journal".into()),
+    }
+}
+
 /// The one line that scripts wait for.
 fn announce(r: &Ready, as_json: bool) {
     let Ready { server, http, durability, .. } = r;
@@ -90,9 +103,12 @@ fn announce(r: &Ready, as_json: bool) {
 /// What somebody needs who tries Hive out.
 fn banner(r: &Ready) {
     let Ready { server, http, durability, token, .. } = r;
-    let kept = match *durability {
-        "memory" => "memory (tasks are gone when the server stops)",
-        other => other,
+    let kept = match &r.data_dir {
+        Some(dir) if r.temporary => {
+            format!("{durability}, in {} (which goes when the server stops)", dir.display())
+        }
+        Some(dir) => format!("{durability}, in {}", dir.display()),
+        None => "memory (tasks are gone when the server stops)".to_owned(),
     };
     eprintln!(
         "\n  hive {VERSION}, for development\n\

@@ -57,7 +57,7 @@ impl System for Hive {
         let mut command = Command::new(program);
         command.args(["start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
         match setup.durability {
-            Durability::Memory => command.arg("--dev"),
+            Durability::Memory => command.args(["--dev", "--durability", "memory"]),
             // Nothing more: what is measured is what those get who only say where to keep the data.
             Durability::Journal => command.arg("--data-dir").arg(place.dir.path().join("data")),
         };

@@ -55,7 +55,7 @@ fn status_has_what_scripts_rely_on() {
     assert!((1 << 20..1 << 30).contains(&rss), "{rss}");
     let q = server.queue("q").expect("there");
     let expected = serde_json::json!({
-        "name": "q", "durability": "memory", "waiting": 1, "scheduled": 0, "running": 1, "completed": 1, "dead": 0,
+        "name": "q", "durability": "journal", "waiting": 1, "scheduled": 0, "running": 1, "completed": 1, "dead": 0,
         "consumers": 1,
     });
     assert_eq!(q, expected);
@@ -92,7 +92,8 @@ fn stop_and_faults_need_the_token() {
 
 #[test]
 fn a_stop_drains() {
-    let mut server = Server::start();
+    // What is in memory only is worked off as far as there are workers.
+    let mut server = Server::with("queue_defaults.durability = \"memory\"");
     let (mut submitter, mut worker) = (server.client(), server.client());
     let ids = submitter.submit("q", &payloads(2));
     let consumer = worker.work("q", 1);

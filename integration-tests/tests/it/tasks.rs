@@ -11,7 +11,7 @@ fn a_batch_goes_round() {
     let (mut submitter, mut worker) = (server.client(), server.client());
     let consumer = worker.work("jobs", 1000);
     let accepted = submitter.try_submit("jobs", &payloads(500), &TaskOptions::default()).expect("accepted");
-    assert_eq!((accepted.tasks.len(), accepted.durability, accepted.refused), (500, 0, vec![]));
+    assert_eq!((accepted.tasks.len(), accepted.durability, accepted.refused), (500, 1, vec![]));
     let tasks = worker.gather(consumer, 500);
     assert_eq!(tasks.iter().map(|t| t.lease.task).collect::<Vec<_>>(), accepted.tasks, "first in, first out");
     assert!(tasks.iter().all(|t| t.lease.attempt == 1 && t.lease_ms == 30_000 && t.ext.is_empty()));

@@ -263,6 +263,9 @@ impl Board {
 
     /// Shares the waiting tasks out evenly: each consumer gets a contiguous part, which goes into one frame.
     fn pump_queue(&mut self, now: Tick, queue: u32, sink: &mut impl TaskSink) {
+        if self.draining && self.queues[queue as usize].is_durable() {
+            return;
+        }
         // A round gives everybody in line one part.
         let mut given = 1;
         while given > 0 {

@@ -13,8 +13,6 @@ use crate::core::time::Tick;
 
 /// Entries without a reason that are not worth a sweep.
 const SWEEP_MIN: usize = 1024;
-/// Results forgotten at once: a million that end together must not hold up a submit.
-const FORGET_MAX: usize = 10_000;
 
 /// Deadlines, the next first. Entries are not taken out when their reason goes; they are recognised when they come up.
 ///
@@ -86,12 +84,7 @@ impl Board {
         self.expire_leases(now, sink);
         self.wake_scheduled(now);
         self.waits_expire(now, sink);
-        for _ in 0..FORGET_MAX {
-            if self.done.len == 0 || self.table[self.done.head].deadline > now {
-                break;
-            }
-            self.forget_oldest();
-        }
+        self.forget_due(now);
     }
 
     fn expire_leases(&mut self, now: Tick, sink: &mut impl TaskSink) {
@@ -136,11 +129,11 @@ impl Board {
                 self.timers.stale = self.timers.stale.saturating_sub(1);
                 continue;
             }
-            let (queue, lane) = (self.queue_of(slot), self.table[slot].lane);
+            let queue = self.queue_of(slot);
             let r = &mut self.table[slot];
             r.blob = self.delayed.hand_over(r.blob, &mut self.payloads);
             r.state = TaskState::Waiting;
-            self.lanes[lane as usize].tasks.push_back(&mut self.table, slot);
+            self.enter_lane(slot);
             let q = &mut self.queues[queue as usize];
             q.scheduled -= 1;
             q.waiting += 1;

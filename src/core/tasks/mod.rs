@@ -13,13 +13,16 @@
 //!
 //! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
 //! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
-//! (counts).
+//! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts) and `replay`.
 
 pub(crate) mod arena;
 mod assign;
+mod commit;
 mod expire;
+mod ops;
 mod outcome;
 mod queue;
+mod replay;
 mod settle;
 mod submit;
 pub(crate) mod table;
@@ -32,9 +35,11 @@ use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 use hive_proto::items::{Assign, Progressed, Refused, Revoked, Task};
-use hive_proto::{SessionId, TaskId, WireError};
+use hive_proto::{SessionId, TaskId, WireError, ids::Durability};
 
+pub use ops::BadRecord;
 pub use queue::Policy;
+pub use replay::Replay;
 pub use submit::SubmitFrame;
 pub use view::{Counters, QueueView};
 pub use waits::WaitMode;
@@ -82,7 +87,15 @@ pub struct Identity {
 /// Where the board's effects go. Items borrow from the board: encode or copy them at once.
 pub trait TaskSink {
     /// Answers a submit of which at least one item was taken.
-    fn accepted(&mut self, to: SessionId, request: u32, first: TaskId, count: u16, refused: &[Refused]);
+    fn accepted(
+        &mut self,
+        to: SessionId,
+        request: u32,
+        first: TaskId,
+        count: u16,
+        durability: Durability,
+        refused: &[Refused],
+    );
     /// Answers anything that failed whole.
     fn error(&mut self, to: SessionId, request: u32, error: WireError);
     /// Answers an operation with nothing to tell.
@@ -99,6 +112,9 @@ pub trait TaskSink {
     fn revoked(&mut self, to: SessionId, item: Revoked);
     /// Answers a query, a wait or a list.
     fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>);
+    /// From here on: whether the effects depend on what the journal does not have, so that nobody may hear of them before
+    /// [`Board::committed`]. `false` at first.
+    fn hold(&mut self, until_committed: bool);
 }
 
 /// Tasks, queues, consumers and waits of one dispatcher.
@@ -132,6 +148,10 @@ pub struct Board {
     free_consumers: Vec<u32>,
     sessions: HashMap<SessionId, SessionState, foldhash::fast::FixedState>,
     waits: waits::Waits,
+    /// Decisions for the journal, and where tasks stand on their way to it.
+    ops: ops::Ops,
+    commit: commit::Commit,
+    draining: bool,
     timers: Timers,
     /// Completed and cancelled tasks, the oldest first.
     done: List,
@@ -174,6 +194,9 @@ impl Board {
             free_consumers: Vec::new(),
             sessions: HashMap::with_hasher(seeded.clone()),
             waits: waits::Waits::default(),
+            ops: ops::Ops::default(),
+            commit: commit::Commit::new(identity.first_seq),
+            draining: false,
             timers: Timers::default(),
             done: List::default(),
             done_bytes: 0,

@@ -8,10 +8,19 @@ use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
 
+/// Which end of its lane a task goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    Front,
+    Back,
+}
+
 /// What a result costs besides its bytes: its record and its place.
 pub(crate) const RESULT_OVERHEAD: usize = 64;
 /// Error text kept of a failure, bytes.
 const ERROR_BYTES_MAX: usize = 4096;
+/// Results forgotten at once.
+const FORGET_MAX: usize = 10_000;
 
 impl Board {
     /// Puts tasks that lost their worker back. The youngest goes first, so that the oldest ends up first in its lane.
@@ -45,38 +54,48 @@ impl Board {
             }
             self.keep_error(slot, text);
         }
-        let queue = self.queue_of(slot);
-        match delay_ms {
-            Some(ms) if ms > 0 => {
-                let due = now.plus_ms(u64::from(ms));
-                let r = &mut self.table[slot];
-                r.blob = self.payloads.hand_over(r.blob, &mut self.delayed);
-                (r.state, r.deadline) = (TaskState::Scheduled, due);
-                self.timers.schedule(due, slot, self.table.seq(slot));
-                self.queues[queue as usize].scheduled += 1;
-            }
-            _ => {
-                self.table[slot].state = TaskState::Waiting;
-                let lane = self.table[slot].lane;
-                self.lanes[lane as usize].tasks.push_front(&mut self.table, slot);
-                self.queues[queue as usize].waiting += 1;
-                self.mark_dirty(queue);
-            }
+        let due = delay_ms.filter(|ms| *ms > 0).map(|ms| now.plus_ms(u64::from(ms)));
+        // A task that is given back as it was needs no word in the journal: there it has never left.
+        if (error.is_some() || due.is_some()) && self.is_durable(slot) {
+            let r = &self.table[slot];
+            let error = error.map_or("", cut);
+            self.ops.retry(self.table.seq(slot), r.attempt, r.failed, due, error);
         }
+        self.place(slot, due, End::Front);
+    }
+
+    /// Puts a task that is in no list where it waits. Its payload is among those of waiting tasks.
+    pub(crate) fn place(&mut self, slot: Slot, due: Option<Tick>, end: End) {
+        let queue = self.queue_of(slot);
+        let r = &mut self.table[slot];
+        if let Some(due) = due {
+            r.blob = self.payloads.hand_over(r.blob, &mut self.delayed);
+            (r.state, r.deadline) = (TaskState::Scheduled, due);
+            self.timers.schedule(due, slot, self.table.seq(slot));
+            self.queues[queue as usize].scheduled += 1;
+            return;
+        }
+        r.state = TaskState::Waiting;
+        match end {
+            End::Front => {
+                let lane = &mut self.lanes[r.lane as usize];
+                lane.tasks.push_front(&mut self.table, slot);
+            }
+            End::Back => self.enter_lane(slot),
+        }
+        self.queues[queue as usize].waiting += 1;
+        self.mark_dirty(queue);
     }
 
     /// Keeps the text for those who ask, unless memory is full: workers must not fill it beyond its limit.
-    fn keep_error(&mut self, slot: Slot, text: &str) {
+    pub(crate) fn keep_error(&mut self, slot: Slot, text: &str) {
         self.drop_error(slot);
         if text.is_empty() || self.is_full(0) {
             return;
         }
-        let mut end = text.len().min(ERROR_BYTES_MAX);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.error_bytes += end + RESULT_OVERHEAD;
-        self.errors.insert(self.table.seq(slot), text[..end].into());
+        let text = cut(text);
+        self.error_bytes += text.len() + RESULT_OVERHEAD;
+        self.errors.insert(self.table.seq(slot), text.into());
     }
 
     pub(crate) fn drop_error(&mut self, slot: Slot) {
@@ -88,6 +107,10 @@ impl Board {
     }
 
     pub(crate) fn bury(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
+        if self.is_durable(slot) {
+            let r = &self.table[slot];
+            self.ops.bury(self.table.seq(slot), r.attempt, r.failed, cut(error));
+        }
         self.keep_error(slot, error);
         let r = &mut self.table[slot];
         r.blob = self.payloads.hand_over(r.blob, &mut self.dead);
@@ -109,28 +132,54 @@ impl Board {
         sink: &mut impl TaskSink,
     ) {
         self.drop_error(slot);
+        self.keep(slot, state, blob, now.plus_ms(self.limits.result_ms));
+        self.tell(slot, sink);
+        self.forget_surplus();
+    }
+
+    /// Keeps an outcome until a time.
+    #[inline]
+    pub(crate) fn keep(&mut self, slot: Slot, state: TaskState, blob: Blob, until: Tick) {
         let r = &mut self.table[slot];
-        r.state = state;
-        r.blob = blob;
-        r.deadline = now.plus_ms(self.limits.result_ms);
+        (r.state, r.blob, r.deadline) = (state, blob, until);
         self.done.push_back(&mut self.table, slot);
         self.done_bytes += blob.len() + RESULT_OVERHEAD;
-        self.tell(slot, sink);
+    }
+
+    /// Forgets outcomes that find no room.
+    #[inline]
+    pub(crate) fn forget_surplus(&mut self) {
         while self.done_bytes > self.limits.results_bytes_max {
             self.forget_oldest();
         }
+    }
+
+    /// Puts the outcomes that were read from a journal in the order in which they will go.
+    pub(crate) fn sort_done(&mut self) {
+        let mut slots = Vec::with_capacity(self.done.len);
+        while let Some(slot) = self.done.pop_front(&mut self.table) {
+            slots.push(slot);
+        }
+        slots.sort_by_key(|s| self.table[*s].deadline);
+        slots.into_iter().for_each(|s| self.done.push_back(&mut self.table, s));
+        self.forget_surplus();
     }
 
     /// Pushes an outcome to whoever watches or waits.
     #[inline]
     fn tell(&mut self, slot: Slot, sink: &mut impl TaskSink) {
         let r = &self.table[slot];
+        if r.watcher == SessionId(0) && !r.waited {
+            return;
+        }
+        self.hold(self.is_durable(slot), sink);
         if r.watcher != SessionId(0) {
             sink.outcome(r.watcher, self.view(slot));
         }
         if r.waited {
             self.waits_hit(slot, sink);
         }
+        sink.hold(false);
     }
 
     /// A task as clients see it.
@@ -147,6 +196,16 @@ impl Board {
         Task { task, state: r.state, attempt: r.attempt, payload }
     }
 
+    /// Forgets outcomes whose time is over, a bounded part of them: a million that end together must not hold up a submit.
+    pub(crate) fn forget_due(&mut self, now: Tick) {
+        for _ in 0..FORGET_MAX {
+            if self.done.len == 0 || self.table[self.done.head].deadline > now {
+                break;
+            }
+            self.forget_oldest();
+        }
+    }
+
     /// Forgets the outcome that is kept longest.
     pub(crate) fn forget_oldest(&mut self) {
         if let Some(slot) = self.done.pop_front(&mut self.table) {
@@ -156,4 +215,13 @@ impl Board {
             self.table.remove(slot);
         }
     }
+}
+
+/// What is kept of an error's text.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(ERROR_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }

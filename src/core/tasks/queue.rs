@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use hive_proto::error::Code;
-use hive_proto::{Partition, WireError, names};
+use hive_proto::{Partition, WireError, ids::Durability, names};
 
 use super::Board;
 use super::table::List;
@@ -24,6 +24,8 @@ pub struct Policy {
     pub attempts_max: u16,
     /// Wait before the next attempt of a task that failed, milliseconds.
     pub retry_delay_ms: u32,
+    /// What its acknowledgements promise. Anything but memory needs a journal behind the board.
+    pub durability: Durability,
 }
 
 #[derive(Debug)]
@@ -50,11 +52,29 @@ pub(crate) struct Lane {
     /// Labels that a worker must offer, sorted.
     pub(crate) labels: Box<[String]>,
     pub(crate) tasks: List,
+    /// Tasks in the record that is being written, and those that go into the next: not to be assigned yet.
+    pub(crate) in_flight: List,
+    pub(crate) gathering: List,
+    /// The journal knows the lane by its number.
+    pub(crate) logged: bool,
     /// Consumers that fit and stand in their queue's `ready`: without them a pump would ask everybody in line in vain.
     pub(crate) in_line: usize,
 }
 
+impl Queue {
+    /// Whether what happens to its tasks must survive.
+    #[inline]
+    pub(crate) fn is_durable(&self) -> bool {
+        self.policy.durability != Durability::Memory
+    }
+}
+
 impl Lane {
+    fn new(queue: u32, labels: Box<[String]>) -> Self {
+        let (tasks, in_flight, gathering) = Default::default();
+        Self { queue, labels, tasks, in_flight, gathering, logged: false, in_line: 0 }
+    }
+
     /// Whether a worker that offers `offered` (sorted) may take its tasks.
     pub(crate) fn fits(&self, offered: &[String]) -> bool {
         self.labels.iter().all(|l| offered.binary_search(l).is_ok())
@@ -69,7 +89,7 @@ impl Board {
     pub fn declare(&mut self, name: &str, policy: Policy) -> Result<(), WireError> {
         let at = match self.by_name.get(name) {
             Some(at) => *at,
-            None => self.create(name)?,
+            None => self.create_within_limits(name)?,
         };
         self.queues[at as usize].policy = policy;
         Ok(())
@@ -87,18 +107,23 @@ impl Board {
             let text = format!("queue {name:?} does not exist and queues_auto_create is false");
             return Err(WireError::new(Code::UnknownQueue, text));
         }
-        self.create(name)
+        self.create_within_limits(name)
     }
 
-    fn create(&mut self, name: &str) -> Result<u32, WireError> {
+    fn create_within_limits(&mut self, name: &str) -> Result<u32, WireError> {
         names::queue(name.as_bytes())?;
         if self.queues.len() >= self.limits.queues_max {
             let text =
                 format!("queue {name:?} would be one more than queues_max = {}", self.limits.queues_max);
             return Err(WireError::new(Code::TooManyQueues, text));
         }
+        Ok(self.create(name))
+    }
+
+    /// Makes a queue of a valid name that is not there yet.
+    pub(crate) fn create(&mut self, name: &str) -> u32 {
         let at = self.queues.len() as u32;
-        self.lanes.push(Lane { queue: at, labels: Box::default(), tasks: List::default(), in_line: 0 });
+        self.lanes.push(Lane::new(at, Box::default()));
         self.queues.push(Queue {
             name: name.into(),
             partition: Partition::of_queue(name),
@@ -114,7 +139,7 @@ impl Board {
             dead: List::default(),
         });
         self.by_name.insert(name.into(), at);
-        Ok(at)
+        at
     }
 
     /// The lane for a set of labels; the empty set is always the first.
@@ -124,20 +149,31 @@ impl Board {
         }
         names::labels(labels)?;
         let wanted = sorted(labels.to_vec());
-        let lanes = &self.queues[queue as usize].lanes;
-        if let Some(l) = lanes.iter().find(|l| self.lanes[**l as usize].labels == wanted) {
-            return Ok(*l);
+        if let Some(l) = self.find_lane(queue, &wanted) {
+            return Ok(l);
         }
-        if lanes.len() >= LANES_MAX {
+        if self.queues[queue as usize].lanes.len() >= LANES_MAX {
             let text = format!(
                 "queue {:?} has {LANES_MAX} distinct label sets already",
                 self.queues[queue as usize].name
             );
             return Err(WireError::new(Code::TooManyLabels, text));
         }
+        Ok(self.lane_or_new(queue, wanted))
+    }
+
+    fn find_lane(&self, queue: u32, labels: &[String]) -> Option<u32> {
+        self.queues[queue as usize].lanes.iter().copied().find(|l| *self.lanes[*l as usize].labels == *labels)
+    }
+
+    /// The lane for a set of labels, sorted; made if need be.
+    pub(crate) fn lane_or_new(&mut self, queue: u32, wanted: Box<[String]>) -> u32 {
+        if let Some(l) = self.find_lane(queue, &wanted) {
+            return l;
+        }
         let at = self.lanes.len() as u32;
         self.lane_bytes += LANE_BYTES + wanted.iter().map(|l| l.len() + LABEL_BYTES).sum::<usize>();
-        self.lanes.push(Lane { queue, labels: wanted, tasks: List::default(), in_line: 0 });
+        self.lanes.push(Lane::new(queue, wanted));
         self.queues[queue as usize].lanes.push(at);
         for consumer in self.consumers.iter_mut().flatten().filter(|c| c.queue == queue) {
             if self.lanes[at as usize].fits(&consumer.labels) {
@@ -145,7 +181,7 @@ impl Board {
                 self.lanes[at as usize].in_line += usize::from(consumer.ready);
             }
         }
-        Ok(at)
+        at
     }
 
     #[inline]

@@ -26,11 +26,15 @@ impl Board {
             request,
             items,
             sink,
+            true,
             |c| c.lease,
             |board, slot, item, sink| {
                 board.unlease(slot);
-                let payload = board.table[slot].blob;
-                board.payloads.free(payload);
+                let r = &board.table[slot];
+                board.payloads.free(r.blob);
+                if board.is_durable(slot) {
+                    board.ops.complete(item.lease.task.seq(), item.lease.attempt, item.result);
+                }
                 let blob = board.results.put([item.result, &[]]);
                 let queue = board.queue_of(slot);
                 board.queues[queue as usize].completed += 1;
@@ -54,6 +58,7 @@ impl Board {
             request,
             items,
             sink,
+            true,
             |f| f.lease,
             |board, slot, item, sink| {
                 board.unlease(slot);
@@ -83,6 +88,7 @@ impl Board {
             request,
             items,
             sink,
+            true,
             |r| r.lease,
             |board, slot, item, sink| {
                 board.unlease(slot);
@@ -105,6 +111,7 @@ impl Board {
             request,
             items,
             sink,
+            false,
             |l| *l,
             |board, slot, _, _| {
                 let r = &board.table[slot];
@@ -133,6 +140,7 @@ impl Board {
             request,
             items,
             sink,
+            false,
             |p| p.lease,
             |board, slot, item, sink| {
                 let r = &board.table[slot];
@@ -166,7 +174,7 @@ impl Board {
                 }
             }
         }
-        self.answer(from, request, accepted, sink);
+        self.answer(from, request, accepted, true, sink);
     }
 
     fn cancel_one(&mut self, now: Tick, task: TaskId, sink: &mut impl TaskSink) -> Result<(), Code> {
@@ -175,12 +183,13 @@ impl Board {
         let r = self.table[slot];
         match r.state {
             TaskState::Waiting => {
-                self.lanes[r.lane as usize].tasks.remove(&mut self.table, slot);
+                self.leave_lane(slot);
                 self.queues[queue as usize].waiting -= 1;
             }
             TaskState::Scheduled => self.queues[queue as usize].scheduled -= 1,
             TaskState::Running => {
                 let lease = Lease { task, attempt: r.attempt, epoch: self.identity.epoch };
+                sink.hold(false); // a worker may stop early, whatever becomes of the rest
                 if let Some(c) = &self.consumers[r.owner as usize] {
                     sink.revoked(c.session, Revoked { lease, reason: RevokeReason::Cancelled });
                 }
@@ -190,6 +199,9 @@ impl Board {
         }
         if r.state == TaskState::Scheduled { &mut self.delayed } else { &mut self.payloads }.free(r.blob);
         self.counters.cancelled += 1;
+        if self.queues[queue as usize].is_durable() {
+            self.ops.cancel(task.seq());
+        }
         self.finish(now, slot, TaskState::Cancelled, Blob::EMPTY, sink);
         if r.state == TaskState::Scheduled {
             self.timers.unschedule(&self.table);
@@ -197,22 +209,26 @@ impl Board {
         Ok(())
     }
 
-    /// The frame of every settlement: each item is judged by itself, the refused are told.
+    /// The frame of every settlement: each item is judged by itself, the refused are told. `decides` says whether it may
+    /// change what the journal has.
     #[inline]
+    #[allow(clippy::too_many_arguments)] // the parts of one loop
     fn settle<T, S: TaskSink>(
         &mut self,
         from: SessionId,
         request: u32,
         items: impl Iterator<Item = T>,
         sink: &mut S,
+        decides: bool,
         lease: impl Fn(&T) -> Lease,
         mut apply: impl FnMut(&mut Self, Slot, T, &mut S),
     ) {
         self.refused.clear();
-        let mut accepted = 0;
+        let (mut accepted, mut durable) = (0, false);
         for (index, item) in items.enumerate() {
             match self.held(from, lease(&item)) {
                 Ok(slot) => {
+                    durable |= self.is_durable(slot);
                     apply(self, slot, item, sink);
                     accepted += 1;
                 }
@@ -222,13 +238,22 @@ impl Board {
                 }
             }
         }
-        self.answer(from, request, accepted, sink);
+        self.answer(from, request, accepted, durable && decides, sink);
     }
 
-    fn answer(&mut self, from: SessionId, request: u32, accepted: u16, sink: &mut impl TaskSink) {
+    fn answer(
+        &mut self,
+        from: SessionId,
+        request: u32,
+        accepted: u16,
+        durable: bool,
+        sink: &mut impl TaskSink,
+    ) {
         if request != 0 || !self.refused.is_empty() {
+            self.hold(durable, sink);
             sink.settled(from, request, accepted, &self.refused);
         }
+        sink.hold(false);
     }
 
     /// The running task of a lease, if the lease is valid and the session holds it.

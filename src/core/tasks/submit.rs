@@ -3,7 +3,7 @@
 use hive_proto::error::Code;
 use hive_proto::items::{Items, Refused, Submit};
 use hive_proto::messages::{self, TaskOptions};
-use hive_proto::{SessionId, TaskId, TaskState, Trace, WireError};
+use hive_proto::{SessionId, TaskId, TaskState, Trace, WireError, ids::Durability};
 
 use super::table::{Record, Slot};
 use super::{Board, TaskSink};
@@ -67,9 +67,14 @@ impl Board {
         self.counters.submitted += u64::from(taken);
         self.counters.refused += self.refused.len() as u64;
         self.mark_dirty(queue);
+        let durability = self.queues[queue as usize].policy.durability;
         match first_error {
             Some(e) if taken == 0 => sink.error(to, request, e),
-            _ => sink.accepted(to, request, first, taken, &self.refused),
+            _ => {
+                self.hold(durability != Durability::Memory, sink);
+                sink.accepted(to, request, first, taken, durability, &self.refused);
+                sink.hold(false);
+            }
         }
     }
 
@@ -138,6 +143,14 @@ impl Board {
         ext: &[u8],
         attempts_max: Option<u32>,
     ) {
+        let durable = self.queues[queue as usize].is_durable();
+        if durable {
+            let (lane, seq) = (self.logged(lane), self.table.next_seq());
+            match due {
+                Some(due) => self.ops.later(lane, watcher.0, seq, due, ext, payload),
+                None => self.ops.submit(lane, watcher.0, seq, ext, payload),
+            }
+        }
         let q = &mut self.queues[queue as usize];
         let arena = if due.is_some() { &mut self.delayed } else { &mut self.payloads };
         let record = Record {
@@ -161,7 +174,10 @@ impl Board {
             self.timers.schedule(due, slot, self.table.seq(slot));
         } else {
             q.waiting += 1;
-            self.lanes[lane as usize].tasks.push_back(&mut self.table, slot);
+            match durable {
+                true => self.enter_lane(slot),
+                false => self.lanes[lane as usize].tasks.push_back(&mut self.table, slot),
+            }
         }
     }
 }

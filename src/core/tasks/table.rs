@@ -52,7 +52,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    const EMPTY: Self = Self {
+    pub(crate) const EMPTY: Self = Self {
         deadline: Tick::ZERO,
         blob: Blob::EMPTY,
         next: Slot::NONE,
@@ -130,11 +130,34 @@ impl Table {
         Slot(page * PAGE as u32 + place)
     }
 
+    /// Adds a record under a sequence that is not there, whatever comes next. Follow it with [`Self::reopen`].
+    pub(crate) fn insert(&mut self, seq: u64, record: Record) -> Slot {
+        let (number, place) = (seq / PAGE as u64, (seq % PAGE as u64) as u32);
+        let page = self.by_number.get(&number).copied().unwrap_or_else(|| self.new_page(number));
+        let p = &mut self.pages[page as usize];
+        p.records[place as usize] = record;
+        p.live |= 1 << place;
+        self.next_seq = self.next_seq.max(seq + 1);
+        Slot(page * PAGE as u32 + place)
+    }
+
+    /// Goes on behind all records, at `seq` or later, with a page that nobody has used.
+    pub(crate) fn reopen(&mut self, seq: u64) {
+        self.next_seq = self.next_seq.max(seq).next_multiple_of(PAGE as u64);
+        self.open = None;
+    }
+
     #[cold]
     fn open_page(&mut self, number: u64) -> u32 {
         if let Some(old) = self.open.take() {
             self.close_if_empty(old);
         }
+        let at = self.new_page(number);
+        self.open = Some(at);
+        at
+    }
+
+    fn new_page(&mut self, number: u64) -> u32 {
         let at = self.free.pop().unwrap_or_else(|| {
             self.pages.push(Page { records: Box::default(), number, live: 0 });
             (self.pages.len() - 1) as u32
@@ -145,7 +168,6 @@ impl Table {
             page.records = vec![Record::EMPTY; PAGE].into();
         }
         self.by_number.insert(number, at);
-        self.open = Some(at);
         at
     }
 
@@ -264,6 +286,22 @@ impl List {
             n => t[n].prev = prev,
         }
         self.len -= 1;
+    }
+
+    /// Puts another list behind this one.
+    pub(crate) fn append(&mut self, t: &mut Table, other: Self) {
+        if other.len == 0 {
+            return;
+        }
+        match self.tail {
+            Slot::NONE => self.head = other.head,
+            tail => {
+                t[tail].next = other.head;
+                t[other.head].prev = tail;
+            }
+        }
+        self.tail = other.tail;
+        self.len += other.len;
     }
 
     #[inline]

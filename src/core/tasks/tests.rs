@@ -2,8 +2,10 @@
 
 mod assign;
 mod check;
+mod commit;
 mod expire;
 mod model;
+mod ops;
 mod settle;
 mod submit;
 mod waits;
@@ -14,7 +16,7 @@ use hive_proto::items::{
     RevokeReason, Revoked, Submit, Task,
 };
 use hive_proto::messages::{self, TaskOptions, Work};
-use hive_proto::{Lease, SessionId, TaskId, TaskState, WireError};
+use hive_proto::{Lease, SessionId, TaskId, TaskState, WireError, ids::Durability};
 
 use super::submit::SubmitFrame;
 use super::{Board, Identity, Limits, Policy, TaskSink, WaitMode};
@@ -24,7 +26,8 @@ const ALICE: SessionId = SessionId(1);
 const BOB: SessionId = SessionId(2);
 const CAROL: SessionId = SessionId(3);
 const EPOCH: u32 = 7;
-const POLICY: Policy = Policy { lease_ms: 30_000, attempts_max: 3, retry_delay_ms: 1_000 };
+const POLICY: Policy =
+    Policy { lease_ms: 30_000, attempts_max: 3, retry_delay_ms: 1_000, durability: Durability::Memory };
 
 /// An effect, owned.
 #[derive(Clone, PartialEq, Debug)]
@@ -62,41 +65,59 @@ impl From<Task<'_>> for Seen {
     }
 }
 
-/// A sink that keeps everything. The session takes no more tasks, once it was given one.
+/// A sink that keeps everything: what was said; the session that takes no more tasks, once it was given one; what is held
+/// back, and whether what comes now is.
 #[derive(Default, Debug)]
-struct Log(Vec<Effect>, Option<SessionId>);
+struct Log(Vec<Effect>, Option<SessionId>, Vec<Effect>, bool);
+
+impl Log {
+    fn push(&mut self, effect: Effect) {
+        if self.3 { self.2.push(effect) } else { self.0.push(effect) }
+    }
+}
 
 impl TaskSink for Log {
-    fn accepted(&mut self, to: SessionId, request: u32, first: TaskId, count: u16, refused: &[Refused]) {
-        self.0.push(Effect::Accepted { to, request, first, count, refused: refused.to_vec() });
+    fn accepted(
+        &mut self,
+        to: SessionId,
+        request: u32,
+        first: TaskId,
+        count: u16,
+        _: Durability,
+        refused: &[Refused],
+    ) {
+        self.push(Effect::Accepted { to, request, first, count, refused: refused.to_vec() });
     }
     fn error(&mut self, to: SessionId, request: u32, error: WireError) {
-        self.0.push(Effect::Error { to, request, error });
+        self.push(Effect::Error { to, request, error });
     }
     fn ok(&mut self, to: SessionId, request: u32) {
-        self.0.push(Effect::Ok { to, request });
+        self.push(Effect::Ok { to, request });
     }
     fn assign(&mut self, to: SessionId, consumer: u32, i: Assign<'_>) -> bool {
         let given =
             Given { lease: i.lease, lease_ms: i.lease_ms, ext: i.ext.to_vec(), payload: i.payload.to_vec() };
-        self.0.push(Effect::Assign { to, consumer, given });
+        self.push(Effect::Assign { to, consumer, given });
         self.1 != Some(to)
     }
     fn settled(&mut self, to: SessionId, request: u32, accepted: u16, refused: &[Refused]) {
-        self.0.push(Effect::Settled { to, request, accepted, refused: refused.to_vec() });
+        self.push(Effect::Settled { to, request, accepted, refused: refused.to_vec() });
     }
     fn outcome(&mut self, to: SessionId, item: Task<'_>) {
-        self.0.push(Effect::Outcome { to, task: item.into() });
+        self.push(Effect::Outcome { to, task: item.into() });
     }
     fn progressed(&mut self, to: SessionId, i: Progressed<'_>) {
         let note = i.note.to_vec();
-        self.0.push(Effect::Progressed { to, task: i.task, attempt: i.attempt, value: i.value, note });
+        self.push(Effect::Progressed { to, task: i.task, attempt: i.attempt, value: i.value, note });
     }
     fn revoked(&mut self, to: SessionId, i: Revoked) {
-        self.0.push(Effect::Revoked { to, lease: i.lease, reason: i.reason });
+        self.push(Effect::Revoked { to, lease: i.lease, reason: i.reason });
     }
     fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>) {
-        self.0.push(Effect::Tasks { to, request, tasks: items.map(Seen::from).collect() });
+        self.push(Effect::Tasks { to, request, tasks: items.map(Seen::from).collect() });
+    }
+    fn hold(&mut self, until_committed: bool) {
+        self.3 = until_committed;
     }
 }
 
@@ -129,7 +150,11 @@ impl Room {
 
     fn with(limits: Limits) -> Self {
         let identity = Identity { epoch: EPOCH, first_seq: 1_000, hash_seed: 5 };
-        let board = Board::new(limits, POLICY, identity);
+        Self::with_policy(limits, POLICY, identity)
+    }
+
+    fn with_policy(limits: Limits, policy: Policy, identity: Identity) -> Self {
+        let board = Board::new(limits, policy, identity);
         Self { board, log: Log::default(), now: Tick(1_000_000_000), request: 0 }
     }
 

@@ -58,7 +58,7 @@ impl Board {
     pub fn queues(&self) -> impl Iterator<Item = QueueView> + '_ {
         self.queues.iter().map(|q| QueueView {
             name: q.name.to_string(),
-            durability: Durability::Memory,
+            durability: q.policy.durability,
             waiting: q.waiting,
             scheduled: q.scheduled,
             running: q.running,

@@ -92,7 +92,9 @@ impl Board {
         ids: impl Iterator<Item = TaskId>,
         sink: &mut impl TaskSink,
     ) {
+        self.hold(true, sink);
         sink.tasks(from, request, ids.map(|id| self.state_of(id)));
+        sink.hold(false);
     }
 
     /// Answers when all or any of the tasks have their outcome, or at the deadline. Tasks that are not known count as
@@ -195,7 +197,9 @@ impl Board {
             slot = self.table[here].prev;
             Some(self.view(here))
         });
+        self.hold(true, sink);
         sink.tasks(from, request, newest.take(limit));
+        sink.hold(false);
     }
 
     fn state_of(&self, task: TaskId) -> Task<'_> {

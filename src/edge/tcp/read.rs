@@ -210,7 +210,6 @@ impl Session {
         match class {
             Class::Local => self.local(cx, now, &chunk),
             Class::Dispatcher => {
-                self.peer.submits.store(true, Ordering::Relaxed);
                 self.send(cx, self.shard.dispatcher.clone(), now, frames, chunk);
             }
             Class::Hub(n) | Class::Control(n) => {

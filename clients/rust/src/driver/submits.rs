@@ -179,7 +179,7 @@ impl State {
     }
 
     fn accepted(&mut self, id: TaskId, durability: Durability, watch: bool) -> Submitted {
-        let outcome = watch.then(|| self.watches.add(id, self.epoch));
+        let outcome = watch.then(|| self.watches.add(id, self.epoch, durability));
         Submitted { id, durability, outcome }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use foldhash::HashMap;
 use hive_proto::items::{self, NO_VALUE, Progressed, Task};
 use hive_proto::messages::TasksLost;
-use hive_proto::{FrameRef, Op, TaskId, TaskState};
+use hive_proto::{FrameRef, Op, TaskId, TaskState, ids::Durability};
 use tokio::sync::{mpsc, oneshot};
 
 use super::parts::share;
@@ -31,6 +31,8 @@ struct Watch {
     progress: Option<mpsc::Sender<Progress>>,
     /// Incarnation of the server that accepted the task.
     epoch: u32,
+    /// What the acknowledgement promised.
+    durability: Durability,
 }
 
 /// The watched tasks of this client.
@@ -44,13 +46,18 @@ pub(super) struct Watches {
 }
 
 impl Watches {
-    pub(super) fn add(&mut self, id: TaskId, epoch: u32) -> oneshot::Receiver<Result<Outcome, Error>> {
+    pub(super) fn add(
+        &mut self,
+        id: TaskId,
+        epoch: u32,
+        durability: Durability,
+    ) -> oneshot::Receiver<Result<Outcome, Error>> {
         if self.tasks.len() >= self.sweep_at {
             self.tasks.retain(|_, w| !w.outcome.is_closed());
             self.sweep_at = SWEEP_MIN.max(2 * self.tasks.len());
         }
         let (tx, rx) = oneshot::channel();
-        self.tasks.insert(id, Watch { outcome: tx, progress: None, epoch });
+        self.tasks.insert(id, Watch { outcome: tx, progress: None, epoch, durability });
         rx
     }
 
@@ -77,9 +84,12 @@ impl Watches {
         }
     }
 
-    /// Ends the watches of tasks that are lost.
+    /// Ends the watches of tasks that are lost: those that the server kept in memory.
     pub(super) fn lose(&mut self, lost: TasksLost) {
-        let gone: Vec<_> = self.tasks.keys().copied().filter(|id| lost.covers(*id)).collect();
+        let gone = |(id, w): (&TaskId, &Watch)| {
+            (w.durability == Durability::Memory && lost.covers(*id)).then_some(*id)
+        };
+        let gone: Vec<_> = self.tasks.iter().filter_map(gone).collect();
         for id in gone {
             self.settle(&Task { task: id, state: TaskState::Lost, attempt: 0, payload: &[] }, |_| {
                 Bytes::new()

@@ -43,7 +43,7 @@ fn the_ready_line_as_json() {
     assert_eq!(line["ready"], true);
     assert_eq!(
         (&line["durability"], &line["version"]),
-        (&"memory".into(), &env!("CARGO_PKG_VERSION").into())
+        (&"journal".into(), &env!("CARGO_PKG_VERSION").into())
     );
     for key in ["server", "http"] {
         let addr: std::net::SocketAddr = line[key].as_str().expect("text").parse().expect("an address");
@@ -60,7 +60,7 @@ fn the_banner_says_what_one_needs_and_its_line_works() {
     for text in [
         server.addr.to_string(),
         server.http.to_string(),
-        "durability  memory".into(),
+        "durability  journal, in ".into(),
         "secret-of-this-test".into(),
     ] {
         assert!(banner.contains(&text), "{text} is not in {banner}");

@@ -25,7 +25,7 @@ fn a_line_for_each_task_when_it_is_acknowledged() {
     let server = Server::start();
     let line = Done::of(&mut submit(&server, &["q", "hello", "--json"])).ok().object();
     assert_eq!(keys(&line), ["durability", "task"]);
-    assert_eq!(line["durability"], "memory");
+    assert_eq!(line["durability"], "journal");
     let lines =
         Done::fed(&mut submit(&server, &["q", "--lines", "-", "--json"]), b"one\r\n\ntwo\xff\nlast").ok();
     assert!(lines.err.contains("submitted 4 tasks"), "{lines:?}");

@@ -47,10 +47,19 @@ impl Server {
             Ok(n) if !config.contains("shards") => format!("shards = {n}\n"),
             _ => String::new(),
         };
-        let text = format!("{shards}{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
+        let data_dir = folder.path().join("data");
+        let text = format!(
+            "data_dir = {data_dir:?}\n{shards}{config}\n[session]\n{}\n{session}\n",
+            usual.join("\n")
+        );
         std::fs::write(&file, text).expect("configuration");
+        Self::launch(folder)
+    }
+
+    /// Started with what is in the folder: the configuration, and the data of an earlier server.
+    fn launch(folder: tempfile::TempDir) -> Self {
         let token = format!("token-{}", folder.path().display());
-        let mut child = command(&["--config", &file.to_string_lossy()])
+        let mut child = command(&["--config", &folder.path().join("hive.toml").to_string_lossy()])
             .env("HIVE_TOKEN", &token)
             .env("XDG_RUNTIME_DIR", folder.path())
             .stdin(Stdio::piped())
@@ -134,6 +143,20 @@ impl Server {
         eventually("the server's end", || self.child.try_wait().expect("own child"))
     }
 
+    /// Kills the process at once, and starts another on the same data.
+    pub(crate) fn killed_and_started_again(mut self) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.started_again()
+    }
+
+    /// Starts another process on the data of this one, which has ended.
+    pub(crate) fn started_again(mut self) -> Self {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("temporary folder"));
+        drop(self);
+        Self::launch(folder)
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("own child").is_none()
     }
@@ -145,6 +168,11 @@ impl Server {
         let kib: u64 =
             line.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok()).expect("a number of KiB");
         kib * 1024
+    }
+
+    /// Where the journal is.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.folder.path().join("data/journal")
     }
 
     /// The directory in which commands find this server.

@@ -55,9 +55,15 @@ impl Board {
             }
         };
         for (at, lane) in self.lanes.iter().enumerate() {
-            let slots = self.walk(lane.tasks);
-            assert!(slots.iter().all(|s| self.table[*s].lane as usize == at));
-            put(slots, "waiting", &[TaskState::Waiting]);
+            let lines = [self.walk(lane.tasks), self.walk(lane.in_flight), self.walk(lane.gathering)];
+            let (durable_below, sealed_below) = self.bounds();
+            let seqs = |line: &[Slot]| line.iter().map(|s| self.table.seq(*s)).collect::<Vec<_>>();
+            assert!(seqs(&lines[1]).iter().all(|s| (durable_below..sealed_below).contains(s)));
+            assert!(seqs(&lines[2]).iter().all(|s| *s >= sealed_below));
+            for slots in lines {
+                assert!(slots.iter().all(|s| self.table[*s].lane as usize == at));
+                put(slots, "waiting", &[TaskState::Waiting]);
+            }
         }
         for c in self.consumers.iter().flatten() {
             put(self.walk(c.leases), "running", &[TaskState::Running]);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::commit::replay_within;
 use super::*;
 
 const QUEUES: [&str; 2] = ["a", "b"];
@@ -189,17 +190,26 @@ impl Model {
     }
 }
 
-/// Runs calls against a board and the model; returns all that the board said.
-fn run(ops: &[Op]) -> Vec<Effect> {
-    // No result goes before the end: the model would have to know when.
-    let mut room = Room::with(Limits { result_ms: u64::MAX, ..limits() });
-    let policy = Policy { attempts_max: ATTEMPTS, ..POLICY };
+/// No result goes before the end: the model would have to know when.
+fn lasting() -> Limits {
+    Limits { result_ms: u64::MAX, ..limits() }
+}
+
+fn stage(durability: Durability) -> Room {
+    let mut room = Room::with(lasting());
     for q in QUEUES {
-        room.board.declare(q, policy).unwrap();
+        room.board.declare(q, Policy { attempts_max: ATTEMPTS, durability, ..POLICY }).unwrap();
     }
-    let (mut model, mut all) = (Model::default(), Vec::new());
+    room
+}
+
+/// Runs calls against a board and the model; returns all that the board said, and what is in its journal.
+fn run(durability: Durability, ops: &[Op]) -> (Vec<Effect>, Vec<Vec<u8>>) {
+    let mut room = stage(durability);
+    let (mut model, mut all, mut records) = (Model::default(), Vec::new(), Vec::new());
     for op in ops {
         let expected = apply(&mut room, &mut model, op);
+        records.extend(room.commit());
         let said = room.said();
         judge(&room, &mut model, &said, &expected);
         if matches!(op, Op::Pump) {
@@ -216,7 +226,48 @@ fn run(ops: &[Op]) -> Vec<Effect> {
         }
         all.extend(said);
     }
-    all
+    if durability == Durability::Journal {
+        comes_back(&room, &records);
+    }
+    (all, records)
+}
+
+/// A board made from the records has all that must survive of this one.
+fn comes_back(room: &Room, records: &[Vec<u8>]) {
+    let mut later = replay_within(lasting(), records);
+    later.now = room.now;
+    later.after_ms(0);
+    later.board.check();
+    let (was, is) = (room.board.kept(), later.board.kept());
+    if let Some((was, is)) = was.0.iter().zip(&is.0).find(|(was, is)| was != is) {
+        panic!("{was:?} came back as {is:?}");
+    }
+    assert!(was == is, "{} tasks came back as {}; {:?} {:?}", was.0.len(), is.0.len(), was.1, is.1);
+}
+
+/// Runs calls while records are written now and then, each some calls after it was begun.
+fn run_with_a_slow_disk(ops: &[Op], disk: &[bool]) {
+    let mut room = stage(Durability::Journal);
+    let (mut model, mut records, mut writing) = (Model::default(), Vec::new(), false);
+    for (op, tick) in ops.iter().zip(disk.iter().cycle()) {
+        apply(&mut room, &mut model, op);
+        room.said();
+        if *tick && writing {
+            room.board.committed();
+            writing = false;
+        } else if *tick && let Some((record, _)) = room.board.seal(room.now, Vec::new()) {
+            records.push(record);
+            writing = true;
+        }
+        room.board.check();
+    }
+    if writing {
+        room.board.committed();
+    }
+    records.extend(room.commit());
+    comes_back(&room, &records);
+    let (durable_below, sealed_below) = room.board.bounds();
+    assert_eq!(durable_below, sealed_below);
 }
 
 /// Makes the call on both sides; returns the leases that must be revoked.
@@ -329,7 +380,11 @@ fn settle(room: &mut Room, model: &mut Model, how: How, thief: Option<SessionId>
         }
     }
     let right: Vec<bool> = leases.iter().map(|lease| model.settle(now, from, *lease, how)).collect();
-    let Some(Effect::Settled { accepted, refused, .. }) = room.log.0.last() else { panic!("no answer") };
+    let answer = [room.log.0.last(), room.log.2.last()].into_iter().flatten().find_map(|e| match e {
+        Effect::Settled { request: r, accepted, refused, .. } if *r == request => Some((accepted, refused)),
+        _ => None,
+    });
+    let Some((accepted, refused)) = answer else { panic!("no answer") };
     assert_eq!(usize::from(*accepted), right.iter().filter(|r| **r).count());
     let wrong = right.iter().enumerate().filter(|(_, r)| !**r).map(|(i, _)| i as u16);
     assert!(refused.iter().map(|r| r.index).eq(wrong));
@@ -373,8 +428,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     #[test]
     fn any_calls_keep_the_rules_and_replay_alike(ops in ops()) {
-        let first = run(&ops);
-        let second = run(&ops);
-        prop_assert_eq!(first, second);
+        let first = run(Durability::Memory, &ops);
+        let second = run(Durability::Memory, &ops);
+        prop_assert_eq!(&first.0, &second.0);
+        prop_assert!(first.1.is_empty(), "a memory queue is in the journal");
+        // With a disk that takes no time a journal changes nothing.
+        let durable = run(Durability::Journal, &ops);
+        prop_assert_eq!(&first.0, &durable.0);
+    }
+
+    #[test]
+    fn whatever_is_committed_comes_back(ops in ops(), disk in prop::collection::vec(any::<bool>(), 1..20)) {
+        run_with_a_slow_disk(&ops, &disk);
     }
 }

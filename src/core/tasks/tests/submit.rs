@@ -145,7 +145,7 @@ fn queues_are_made_on_first_use_within_limits() {
 #[test]
 fn without_auto_create_only_declared_queues_exist() {
     let mut room = Room::with(Limits { queues_auto_create: false, ..limits() });
-    let own = Policy { lease_ms: 5, attempts_max: 1, retry_delay_ms: 0 };
+    let own = Policy { lease_ms: 5, attempts_max: 1, retry_delay_ms: 0, ..POLICY };
     room.board.declare("q", own).unwrap();
     assert_eq!(room.board.declare("a b", own).unwrap_err().code(), Some(Code::InvalidQueueName));
     room.submit(ALICE, "q", &["x"]);

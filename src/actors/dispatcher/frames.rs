@@ -1,0 +1,138 @@
+//! Task frames, one by one, for the board.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hive_proto::error::Code;
+use hive_proto::items::{self, Items, Reader};
+use hive_proto::messages::{self, Work};
+use hive_proto::{Flags, FrameRef, Lease, Op, TaskId, WireError};
+
+use super::legacy::Change;
+use super::sinks::Sinks;
+use crate::actors::directory::Peer;
+use crate::core::tasks::{Board, SubmitFrame, WaitMode};
+use crate::core::time::Tick;
+
+/// What the journal takes.
+#[derive(Debug, Default)]
+pub(super) struct JournalState {
+    /// Space is short: tasks that run may end, no new ones come in.
+    pub(super) low_space: bool,
+    /// The record under way waits for space.
+    pub(super) full: bool,
+    /// Why nothing is taken any more.
+    pub(super) failed: Option<String>,
+}
+
+impl JournalState {
+    fn takes_tasks(&self) -> Result<(), WireError> {
+        if self.low_space || self.full {
+            let text =
+                "the disk of the journal is full: queues that survive take no tasks until there is space";
+            return Err(WireError::new(Code::DiskFull, text).retry_after(1000));
+        }
+        Ok(())
+    }
+
+    /// What was decided since the journal failed would be forgotten, so nothing is decided; whoever asks is answered.
+    fn takes(&self, op: Op) -> Result<(), WireError> {
+        let decides = matches!(op, Op::Submit | Op::Complete | Op::Fail | Op::Release | Op::Cancel);
+        match &self.failed {
+            Some(_) if decides => Err(failed()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The error for what the journal does not take.
+pub(super) fn failed() -> WireError {
+    WireError::new(Code::JournalFailed, "the journal failed; the server is about to stop").retry_after(1000)
+}
+
+/// Producer credit comes back with the answer.
+pub(super) fn settle_credit(peer: &Peer, frame: &FrameRef<'_>) {
+    if frame.prefix.op == Op::Submit as u8 {
+        peer.unacked_tasks.fetch_sub(u32::from(frame.prefix.count), Ordering::Relaxed);
+        peer.unacked_bytes.fetch_sub(frame.payload.len(), Ordering::Relaxed);
+    }
+}
+
+pub(super) fn apply_frame(
+    board: &mut Board,
+    out: &mut Sinks,
+    journal: &JournalState,
+    now: Tick,
+    peer: &Arc<Peer>,
+    frame: &FrameRef<'_>,
+    changes: &mut Vec<Change>,
+) -> Result<(), WireError> {
+    let (from, id, count) = (peer.session, frame.prefix.id, frame.prefix.count);
+    let op = frame.op()?;
+    journal.takes(op)?;
+    match op {
+        Op::Submit => {
+            let (trace, queue) = frame.traced_header()?;
+            let items = items::check(frame.payload, count)?;
+            let watch = frame.prefix.flags.has(Flags::WATCH);
+            let bytes = frame.payload.len();
+            if board.is_durable_queue(queue) {
+                journal.takes_tasks()?;
+            } else {
+                peer.submits.store(true, Ordering::Relaxed); // has something to lose
+            }
+            board.submit(now, SubmitFrame { from, request: id, queue, watch, trace, bytes }, items, out);
+        }
+        Op::Complete => {
+            frame.traced_header()?;
+            board.complete(now, from, id, items::check(frame.payload, count)?, out);
+        }
+        Op::Fail => board.fail(now, from, id, items::check(frame.payload, count)?, out),
+        Op::Release => board.release(now, from, id, items::check(frame.payload, count)?, out),
+        Op::Renew => board.renew(now, from, id, items::check::<Lease>(frame.payload, count)?, out),
+        Op::Progress => board.progress(from, id, items::check(frame.payload, count)?, out),
+        Op::Cancel => board.cancel(now, from, id, items::check::<TaskId>(frame.payload, count)?, out),
+        Op::Query => board.query(from, id, items::check::<TaskId>(frame.payload, count)?, out),
+        Op::Wait => {
+            let mut r = Reader(frame.header);
+            let (mode, timeout) = match (r.u8(), r.u32(), r.0) {
+                (Some(0), Some(t), []) => (WaitMode::All, t),
+                (Some(1), Some(t), []) => (WaitMode::Any, t),
+                _ => return Err(malformed("Wait", "mode (0 or 1) u8, timeout u32 ms")),
+            };
+            let ids: Items<'_, TaskId> = items::check(frame.payload, count)?;
+            board.wait(now, from, id, mode, timeout, ids, out);
+        }
+        Op::ListDead => {
+            let mut r = Reader(frame.header);
+            let limit = r.u32().ok_or_else(|| malformed("ListDead", "limit u32, queue name"))?;
+            let queue = hive_proto::names::queue(r.0)?;
+            board.list_dead(from, id, queue, limit.min(u32::from(u16::MAX)) as usize, out);
+        }
+        Op::Work => {
+            let work: Work = messages::decode(frame.header)?;
+            board.work(from, id, &work, &peer.labels, out);
+            if out.now.last_ok {
+                changes.push(Change::Open(peer.clone(), id, work));
+            }
+        }
+        Op::StopWork => {
+            board.stop_work(from, id, out);
+            changes.push(Change::Close(from, id));
+        }
+        Op::Credit => {
+            let mut r = Reader(frame.header);
+            let (Some(tasks), Some(bytes), []) = (r.u32(), r.u64(), r.0) else {
+                return Err(malformed("Credit", "tasks u32, bytes u64"));
+            };
+            board.credit(from, id, tasks, bytes, out);
+            changes.push(Change::Window(from, id, tasks, bytes));
+        }
+        op => return Err(WireError::new(Code::UnknownOp, format!("{op:?} may not be sent by a client"))),
+    }
+    Ok(())
+}
+
+fn malformed(op: &str, layout: &str) -> WireError {
+    WireError::new(Code::MalformedHeader, format!("the header of {op} is {layout}"))
+}

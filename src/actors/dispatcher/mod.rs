@@ -1,0 +1,380 @@
+//! The dispatcher: task frames in, task frames out. One for the process: the core decides a task in well under a
+//! microsecond, and one board needs no agreement with others about waits, limits and order.
+
+mod frames;
+mod legacy;
+mod sinks;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
+use hive_proto::Frames;
+
+use super::Clock;
+use super::directory::Peer;
+use super::journaler::{Desk, Journaled, Order};
+use super::mailbox::{Batch, Input};
+use super::outgoing::restarted;
+use super::stats::{Histogram, Quantiles};
+use super::supervise::DeathGuard;
+use super::timer::Timer;
+use crate::core::tasks::{Board, Counters, QueueView, TaskSink};
+use crate::core::time::Tick;
+use frames::{JournalState, apply_frame, failed, settle_credit};
+use legacy::{Change, Legacy};
+use sinks::Sinks;
+
+pub use legacy::{Journal, Recover, Setup};
+
+/// Decisions gathered while a record is being written; beyond this nothing more is taken in, bytes.
+const GATHER_BYTES: usize = 4 * 1024 * 1024;
+/// How long an incarnation that ends waits to learn what became of its last record.
+const LAST_RECORD: Duration = Duration::from_secs(5);
+
+/// A factory for [`super::supervise::Supervised::start`].
+pub fn factory(setup: Setup) -> impl FnMut(u32, DeathGuard) -> Dispatcher {
+    let legacy = Rc::new(RefCell::new(Legacy::new(setup)));
+    move |incarnation, guard| Dispatcher::new(incarnation, guard, legacy.clone())
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Dispatcher {
+    incarnation: u32,
+    board: Board,
+    out: Sinks,
+    inputs: Vec<Input>,
+    /// Frames of `inputs` whose producer credit is back.
+    credited: usize,
+    changes: Vec<Change>,
+    legacy: Rc<RefCell<Legacy>>,
+    clock: Clock,
+    desk: Option<Desk>,
+    journal: JournalState,
+    /// A buffer to gather in.
+    spare: Vec<u8>,
+    timer: Timer,
+    guard: DeathGuard,
+    batches: u64,
+    decision: Histogram,
+    queued: Histogram,
+    fault: bool,
+}
+
+impl Dispatcher {
+    fn new(incarnation: u32, guard: DeathGuard, legacy: Rc<RefCell<Legacy>>) -> Self {
+        let mut l = legacy.borrow_mut();
+        if incarnation > 0 {
+            l.report_loss();
+        }
+        let mut board = l.board(incarnation);
+        let mut out = Sinks::new(&l.setup.directory);
+        out.now.muted = true;
+        for (session, (peer, consumers)) in &l.consumers {
+            for (id, work) in consumers {
+                board.work(*session, *id, work, &peer.labels, &mut out);
+            }
+        }
+        out.now.muted = false;
+        l.setup.inlet.shut(false);
+        let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
+        drop(l);
+        Self {
+            incarnation,
+            board,
+            out,
+            inputs: Vec::new(),
+            credited: 0,
+            changes: Vec::new(),
+            legacy,
+            clock,
+            desk,
+            journal: JournalState::default(),
+            spare: Vec::new(),
+            timer: Timer::default(),
+            guard,
+            batches: 0,
+            decision: Histogram::default(),
+            queued: Histogram::default(),
+            fault: false,
+        }
+    }
+
+    /// Runs a piece of work; a panic ends this incarnation.
+    fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) {
+            self.guard.blame(&*panic);
+            self.out.now.abandon();
+            self.refuse_waits();
+            self.refuse_inputs();
+            self.end_commits();
+            actix::ActorContext::terminate(ctx);
+            return;
+        }
+        self.arm(ctx);
+    }
+
+    /// Waits end with the board; the board may be broken, so its word is taken only if it can still speak.
+    fn refuse_waits(&mut self) {
+        let waits = catch_unwind(AssertUnwindSafe(|| self.board.open_waits().collect::<Vec<_>>()));
+        for (session, request) in waits.unwrap_or_default() {
+            TaskSink::error(&mut self.out.now, session, request, restarted("the dispatcher"));
+        }
+    }
+
+    /// The batch in hand did not happen, since the board it was applied to is gone: say so.
+    fn refuse_inputs(&mut self) {
+        let mut legacy = self.legacy.borrow_mut();
+        let mut credited = std::mem::take(&mut self.credited);
+        self.changes.clear();
+        let mut answered = Vec::new(); // once it is dropped
+        for input in self.inputs.drain(..) {
+            match input {
+                Input::HasRead(_) => {} // the next board has paused nobody
+                Input::Journaled(news) => legacy.setup.inlet.journaled(news),
+                Input::Closed(from) => {
+                    legacy.consumers.remove(&from.peer.session);
+                    answered.push(from);
+                }
+                Input::Frames(batch) => {
+                    for frame in Frames(&batch.chunk) {
+                        match credited.checked_sub(1) {
+                            Some(left) => credited = left,
+                            None => settle_credit(&batch.from.peer, &frame),
+                        }
+                        let (to, id) = (batch.from.peer.session, frame.prefix.id);
+                        if id != 0 && !self.out.was_answered(to, id) {
+                            TaskSink::error(&mut self.out.now, to, id, restarted("the dispatcher"));
+                        }
+                    }
+                    answered.push(batch.from);
+                }
+            }
+        }
+        self.out.now.flush();
+    }
+
+    /// What waits for the journal is told if the journal has it by now. Else it may have happened, or did not.
+    fn end_commits(&mut self) {
+        let legacy = self.legacy.borrow();
+        let all = !self.board.has_records();
+        if legacy.last_record_is_durable(self.incarnation, LAST_RECORD) && all {
+            self.out.committed();
+        }
+        let gone = restarted("the dispatcher");
+        self.out.refuse_held(&gone.clone().maybe_done(), &gone);
+    }
+
+    fn process(&mut self) {
+        let now = (self.clock)();
+        assert!(!std::mem::take(&mut self.fault), "injected fault");
+        self.board.set_elsewhere(self.legacy.borrow().setup.directory.pool.subscriptions());
+        let tasks_before = decided(&self.board.counters());
+        for at in 0..self.inputs.len() {
+            match &mut self.inputs[at] {
+                Input::Frames(batch) => {
+                    let (peer, read_at) = (batch.from.peer.clone(), batch.read_at);
+                    self.apply(now, at, &peer);
+                    self.queued.record(now.since(read_at));
+                }
+                Input::HasRead(session) => self.board.resume(*session),
+                Input::Closed(from) => {
+                    let session = from.peer.session;
+                    self.board.session_closed(now, session, &mut self.out);
+                    self.changes.push(Change::Gone(session));
+                    self.out.closed(session);
+                }
+                Input::Journaled(news) => {
+                    let news = std::mem::replace(news, Journaled::LowSpace(self.journal.low_space));
+                    self.journaled(news);
+                }
+            }
+        }
+        self.write(now);
+        self.board.pump(now, &mut self.out);
+        let mut legacy = self.legacy.borrow_mut();
+        legacy.next_seq = self.board.next_seq();
+        legacy.setup.directory.pool.tasks(self.board.memory_bytes());
+        self.changes.drain(..).for_each(|c| legacy.apply(c));
+        drop(legacy);
+        let tasks = decided(&self.board.counters()) - tasks_before;
+        self.batches += 1;
+        if let Some(each) = (self.clock)().since(now).checked_div(tasks) {
+            self.decision.record(each);
+        }
+        self.out.now.flush();
+        let senders = self.inputs.drain(..).filter_map(|input| match input {
+            Input::Frames(batch) => Some(batch.from),
+            Input::Closed(from) => Some(from),
+            Input::HasRead(_) | Input::Journaled(_) => None,
+        });
+        self.out.done(senders, self.board.is_uncommitted());
+        self.credited = 0;
+    }
+
+    fn apply(&mut self, now: Tick, input: usize, peer: &Arc<Peer>) {
+        // The batch stays in `inputs`, so that a panic leaves it to `refuse_inputs`.
+        let Input::Frames(Batch { chunk, .. }) = &self.inputs[input] else { return };
+        for frame in Frames(chunk) {
+            let (board, out) = (&mut self.board, &mut self.out);
+            let done = apply_frame(board, out, &self.journal, now, peer, &frame, &mut self.changes);
+            settle_credit(peer, &frame);
+            self.credited += 1;
+            if let Err(e) = done {
+                TaskSink::error(&mut out.now, peer.session, frame.prefix.id, e);
+            }
+        }
+    }
+
+    /// Hands what was decided to the journaler, unless it is at work.
+    fn write(&mut self, now: Tick) {
+        let Some(desk) = self.desk.as_ref().filter(|_| self.journal.failed.is_none()) else { return };
+        if let Some((body, ops)) = self.board.seal(now, std::mem::take(&mut self.spare)) {
+            self.out.seal();
+            desk.put(Order { incarnation: self.incarnation, body, ops });
+        } else if self.board.gathered_bytes() > GATHER_BYTES {
+            self.legacy.borrow().setup.inlet.shut(true);
+        }
+    }
+
+    /// News of the journal.
+    fn journaled(&mut self, news: Journaled) {
+        match news {
+            // Of an incarnation before this one, which has told it.
+            Journaled::Durable(order) if order.incarnation != self.incarnation => {}
+            Journaled::Durable(mut order) => {
+                self.journal.full = false;
+                order.body.clear();
+                self.spare = order.body;
+                if let (Some((body, ops)), Some(desk)) = (self.board.next_record(), &self.desk) {
+                    return desk.put(Order { incarnation: self.incarnation, body, ops });
+                }
+                self.out.committed();
+                self.board.committed();
+                if !self.board.is_uncommitted() {
+                    self.out.settled();
+                }
+                self.legacy.borrow().setup.inlet.shut(false);
+            }
+            Journaled::Full => self.journal.full = true,
+            Journaled::LowSpace(low) => self.journal.low_space = low,
+            Journaled::Failed(why) => {
+                self.journal.failed = Some(why);
+                self.out.refuse_held(&failed().maybe_done(), &failed().maybe_done());
+                self.legacy.borrow().setup.inlet.shut(false);
+            }
+        }
+    }
+
+    /// Arms the one timer, at the core's next deadline.
+    fn arm(&mut self, ctx: &mut Context<Self>) {
+        self.timer.arm(self.board.next_deadline(), self.clock, ctx, |this, ctx| {
+            this.timer.fired();
+            this.guarded(ctx, |this| {
+                let now = (this.clock)();
+                this.board.on_deadline(now, &mut this.out);
+                this.write(now);
+                this.board.pump(now, &mut this.out);
+                this.out.now.flush();
+            });
+        });
+    }
+}
+
+/// Tasks that were decided on, in either direction.
+fn decided(c: &Counters) -> u64 {
+    c.submitted + c.assigned + c.completed + c.failed
+}
+
+impl Actor for Dispatcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.add_stream(self.legacy.borrow().setup.inlet.ready());
+        // That a new incarnation begins, and whatever was due meanwhile.
+        self.guarded(ctx, |this| this.write((this.clock)()));
+    }
+}
+
+impl StreamHandler<()> for Dispatcher {
+    fn handle(&mut self, (): (), ctx: &mut Self::Context) {
+        self.legacy.borrow().setup.inlet.take(&mut self.inputs);
+        self.guarded(ctx, Self::process);
+    }
+}
+
+/// Asks the dispatcher for its state.
+#[derive(Debug, Message)]
+#[rtype(result = "View")]
+pub struct GetView;
+
+/// State of the dispatcher.
+#[derive(Debug, Clone, MessageResponse)]
+pub struct View {
+    /// Incarnation.
+    pub epoch: u32,
+    /// Queues.
+    pub queues: Vec<QueueView>,
+    /// Events since this incarnation began.
+    pub counters: Counters,
+    /// Wake-ups of the actor that had work.
+    pub batches: u64,
+    /// Time of a batch by its tasks, ns.
+    pub decision_ns: Quantiles,
+    /// From read to queued, by batch, ns.
+    pub queued_ns: Quantiles,
+    /// Memory of the board, bytes.
+    pub memory_bytes: usize,
+    /// Outcomes that were not pushed because the submitter did not read.
+    pub missed: u64,
+    /// The journal does not have all that was decided.
+    pub uncommitted: bool,
+}
+
+impl Handler<GetView> for Dispatcher {
+    type Result = View;
+
+    fn handle(&mut self, _: GetView, _: &mut Self::Context) -> View {
+        View {
+            epoch: self.board.epoch(),
+            queues: self.board.queues().collect(),
+            counters: self.board.counters(),
+            batches: self.batches,
+            decision_ns: self.decision.quantiles(),
+            queued_ns: self.queued.quantiles(),
+            memory_bytes: self.board.memory_bytes(),
+            missed: self.out.lost(),
+            uncommitted: self.board.is_uncommitted(),
+        }
+    }
+}
+
+/// The server is about to stop: what survives waits for the next one.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Handler<Drain> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        self.board.drain();
+    }
+}
+
+/// Makes the actor panic in the middle of its next batch (fault injection).
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Fault;
+
+impl Handler<Fault> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: Fault, _: &mut Self::Context) {
+        self.fault = true;
+    }
+}

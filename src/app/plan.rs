@@ -1,0 +1,190 @@
+//! What the actors are made from, and how each of them starts.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use actix_rt::{Arbiter, ArbiterHandle};
+use bytes::BytesMut;
+use tokio::sync::oneshot;
+
+use super::memory::Shares;
+use super::{AppError, LocalJournaler, Ready, ShardActors, storage, system};
+use crate::actors::directory::Directory;
+use crate::actors::journaler::{self, Desk, Health};
+use crate::actors::mailbox::Inlet;
+use crate::actors::outbox::OutboxLimits;
+use crate::actors::supervise::{Roster, Supervised};
+use crate::actors::{dispatcher, hub, sessions};
+use crate::config::Config;
+use crate::core::hub::HubLimits;
+use crate::core::tasks;
+use crate::edge::journal::{self, LocalWriter};
+use crate::edge::tcp::{Shard, Terms, TokenDigest, session::Spawner};
+use crate::edge::{clock, host};
+
+/// What all shards are made from.
+pub(super) struct Plan {
+    pub(super) directory: Arc<Directory>,
+    pub(super) roster: Roster,
+    pub(super) draining: Arc<AtomicBool>,
+    dispatcher_inlet: Inlet,
+    hub_inlets: Vec<Inlet>,
+    pub(super) terms: Terms,
+    config: Config,
+    hash_seed: u64,
+    desk: Desk,
+    pub(super) health: Health,
+    /// Of the journal, until the journaler has it.
+    pub(super) writer: Option<LocalWriter<journal::Directory>>,
+}
+
+impl Plan {
+    pub(super) fn new(config: &Config, shards: usize, ready: &Ready) -> Result<Self, AppError> {
+        let l = &config.limits;
+        let shares = Shares::of(config);
+        let outboxes = OutboxLimits::new(l.outbox_bytes_max, shares.outboxes, l.message_bytes_max as usize);
+        let terms = Terms {
+            token: TokenDigest::of(&ready.token),
+            epoch: (clock::unix_micros() / 1_000_000) as u32,
+            login_ms: config.session.login_ms,
+            heartbeat_ms: config.session.heartbeat_ms,
+            dead_ms: config.session.dead_ms,
+            frame_bytes_max: l.frame_bytes_max,
+            message_bytes_max: l.message_bytes_max,
+            credit_tasks: l.producer_credit_tasks,
+            credit_bytes: l.producer_credit_bytes,
+        };
+        Ok(Self {
+            directory: Arc::new(Directory::new(l.connections_max, shares.budget, outboxes)),
+            roster: Roster::default(),
+            draining: Arc::new(AtomicBool::new(false)),
+            dispatcher_inlet: Inlet::default(),
+            hub_inlets: (0..shards).map(|_| Inlet::default()).collect(),
+            terms,
+            config: config.clone(),
+            hash_seed: u64::from_le_bytes(host::random().map_err(system("randomness"))?),
+            desk: Desk::default(),
+            health: Health::default(),
+            writer: None,
+        })
+    }
+
+    /// What the dispatcher begins with: an empty board, or what the journal holds.
+    pub(super) fn dispatcher_setup(&mut self) -> Result<dispatcher::Setup, AppError> {
+        let l = &self.config.limits;
+        let mut setup = dispatcher::Setup {
+            inlet: self.dispatcher_inlet.clone(),
+            directory: self.directory.clone(),
+            limits: tasks::Limits {
+                memory_bytes_max: Shares::of(&self.config).tasks,
+                results_bytes_max: l.results_bytes_max,
+                result_ms: self.config.result_ms,
+                queues_max: l.queues_max,
+                queues_auto_create: l.queues_auto_create,
+                consumers_max: l.consumers_max,
+                credit_tasks_max: l.credit_tasks_max,
+                credit_bytes_max: l.credit_bytes_max,
+                waits_max: l.waits_max,
+            },
+            default_policy: self.config.default_policy(),
+            queues: self.config.queue_policies(),
+            clock: clock::now,
+            epoch: self.terms.epoch,
+            // Microseconds since 1970: above the sequences of earlier processes below a million tasks a second.
+            first_seq: clock::unix_micros(),
+            hash_seed: self.hash_seed,
+            journal: None,
+        };
+        if let Some(dir) = &self.config.data_dir {
+            let salt = u32::from_le_bytes(host::random().map_err(system("randomness"))?);
+            let storage = storage::open(&dir.join("journal"), &setup, salt, self.terms.epoch)?;
+            (setup.epoch, self.terms.epoch) = (storage.epoch, storage.epoch);
+            self.writer = Some(storage.writer);
+            setup.journal = Some(dispatcher::Journal {
+                desk: self.desk.clone(),
+                recover: Box::new(storage.recover),
+                first: Some(storage.board),
+            });
+        }
+        Ok(setup)
+    }
+
+    pub(super) async fn start_journaler(&mut self, arbiter: &Arbiter) -> Option<Supervised<LocalJournaler>> {
+        let writer = self.writer.take()?;
+        let (desk, inlet, health) = (self.desk.clone(), self.dispatcher_inlet.clone(), self.health.clone());
+        let roster = self.roster.clone();
+        let start =
+            move || Supervised::start("journaler", &roster, journaler::factory(writer, desk, inlet, health));
+        Some(on(&arbiter.handle(), start).await)
+    }
+
+    pub(super) async fn start_dispatcher(
+        &self,
+        arbiter: &Arbiter,
+        setup: dispatcher::Setup,
+    ) -> Supervised<dispatcher::Dispatcher> {
+        let roster = self.roster.clone();
+        on(&arbiter.handle(), move || Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup)))
+            .await
+    }
+
+    pub(super) async fn start_shard(&self, number: usize, arbiter: &ArbiterHandle) -> ShardActors {
+        let l = &self.config.limits;
+        let share = |total: usize| (total / self.hub_inlets.len()).max(1);
+        let setup = hub::Setup {
+            shard: number as u8,
+            shards: self.hub_inlets.len(),
+            inlet: self.hub_inlets[number].clone(),
+            others: if number == 0 { self.hub_inlets[1..].to_vec() } else { Vec::new() },
+            directory: self.directory.clone(),
+            limits: HubLimits {
+                subscriptions_per_session_max: l.subscriptions_max,
+                requests_max: share(l.requests_max),
+                request_ms_max: l.request_ms_max,
+                subscriptions_max: l.subscriptions_total_max,
+            },
+            clock: clock::now,
+            hash_seed: self.hash_seed,
+        };
+        let (directory, dispatcher, hubs) =
+            (self.directory.clone(), self.dispatcher_inlet.clone(), self.hub_inlets.clone());
+        let (terms, draining, roster) = (self.terms.clone(), self.draining.clone(), self.roster.clone());
+        on(arbiter, move || {
+            let (heartbeat_ms, dead_ms) = (terms.heartbeat_ms, terms.dead_ms);
+            let shard = Rc::new(Shard {
+                number: number as u16,
+                directory: directory.clone(),
+                dispatcher,
+                hubs,
+                clock: clock::now,
+                terms,
+                draining,
+                buffer: RefCell::new(BytesMut::new()),
+            });
+            let owner = sessions::Setup {
+                shard: number as u16,
+                directory,
+                spawn: Rc::new(Spawner(shard)),
+                clock: clock::now,
+                heartbeat_ms,
+                dead_ms,
+            };
+            let hub = Supervised::start(&format!("hub-{number}"), &roster, hub::factory(setup));
+            let sessions =
+                Supervised::start(&format!("sessions-{number}"), &roster, sessions::factory(owner));
+            ShardActors { hub, sessions }
+        })
+        .await
+    }
+}
+
+/// Runs `make` on the thread of an arbiter.
+async fn on<T: Send + 'static>(arbiter: &ArbiterHandle, make: impl FnOnce() -> T + Send + 'static) -> T {
+    let (give, get) = oneshot::channel();
+    arbiter.spawn_fn(move || {
+        let _ = give.send(make());
+    });
+    get.await.expect("the thread has just been started")
+}

@@ -1,0 +1,144 @@
+//! What the journal says of tasks: decisions, not requests. Replayed in order they rebuild the board.
+//!
+//! ```text
+//! record  := time u64 (ns since 1970), group*
+//! group   := tag u8, count u16, head, item * count
+//!
+//! tag      head                      item
+//! Epoch                              epoch
+//! Lane                               lane, queue, labels, label *
+//! Submit   lane, watcher, first seq. extension length, payload length, extension, payload
+//! Later    lane, watcher             sequence, due, extension, payload
+//! Complete                           task, attempt, result
+//! Retry                              task, attempt, failed, due or 0, error
+//! Bury                               task, attempt, failed, error
+//! Cancel                             task
+//! Count                              lane, results so far
+//! Task     lane, watcher             sequence, state, attempt, failed, attempts, time, error, extension length, bytes
+//! ```
+//!
+//! `Task` and `Count` stand in snapshots only. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
+//! group, zigzag: what is settled together was submitted together. Each decision states what became of the task, not a difference, so
+//! that applying one twice does no harm: a snapshot that was taken while tasks moved on needs that.
+
+mod read;
+mod write;
+
+use hive_proto::TaskState;
+
+use crate::core::time::Tick;
+use read::Input;
+
+pub use read::BadRecord;
+pub(crate) use read::read;
+pub(crate) use write::Ops;
+
+/// What a group says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+enum Tag {
+    Epoch = 1,
+    Lane = 2,
+    Submit = 3,
+    Later = 4,
+    Complete = 5,
+    Retry = 6,
+    Bury = 7,
+    Cancel = 8,
+    Task = 9,
+    Count = 10,
+}
+
+impl Tag {
+    fn from_u8(tag: u8) -> Option<Self> {
+        use Tag::{Bury, Cancel, Complete, Count, Epoch, Lane, Later, Retry, Submit, Task};
+        [Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count]
+            .get(usize::from(tag).checked_sub(1)?)
+            .copied()
+    }
+
+    /// Whether the group begins with a lane.
+    fn has_lane(self) -> bool {
+        matches!(self, Self::Submit | Self::Later | Self::Task)
+    }
+}
+
+/// One decision, as it is read back.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Decision<'a> {
+    /// Incarnation of the board that decided what follows.
+    Epoch(u32),
+    /// The lane that later decisions call by this number.
+    Lane {
+        lane: u32,
+        queue: &'a str,
+        labels: Labels<'a>,
+    },
+    Submit {
+        lane: u32,
+        watcher: u32,
+        seq: u64,
+        due: Option<Tick>,
+        ext: &'a [u8],
+        payload: &'a [u8],
+    },
+    Complete {
+        seq: u64,
+        attempt: u32,
+        result: &'a [u8],
+    },
+    Retry {
+        seq: u64,
+        attempt: u32,
+        failed: u16,
+        due: Option<Tick>,
+        error: &'a str,
+    },
+    Bury {
+        seq: u64,
+        attempt: u32,
+        failed: u16,
+        error: &'a str,
+    },
+    Cancel {
+        seq: u64,
+    },
+    Task(Whole<'a>),
+    /// Results of the queue of a lane so far.
+    Count {
+        lane: u32,
+        completed: u64,
+    },
+}
+
+/// All there is to know of a task, for a snapshot.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Whole<'a> {
+    pub(crate) lane: u32,
+    pub(crate) watcher: u32,
+    pub(crate) seq: u64,
+    pub(crate) state: TaskState,
+    pub(crate) attempt: u32,
+    pub(crate) failed: u16,
+    pub(crate) attempts_max: u16,
+    /// When a delay ends or the result may go.
+    pub(crate) time: Tick,
+    pub(crate) error: &'a str,
+    pub(crate) ext_len: u16,
+    /// Extension and payload, or the result.
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Labels as they stand in a record.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Labels<'a> {
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Labels<'a> {
+    pub(crate) fn iter(self) -> impl Iterator<Item = &'a str> {
+        let mut r = Input(self.bytes);
+        (0..self.count).filter_map(move |_| r.text())
+    }
+}

@@ -1,0 +1,161 @@
+//! Records become decisions, each number and length of them judged.
+
+use hive_proto::TaskState;
+
+use super::{Decision, Labels, Tag, Whole};
+use crate::core::time::Tick;
+
+/// A record that does not make sense although its checksum is right: written by another version, or by a bug.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("byte {at} of the record is not understood")]
+pub struct BadRecord {
+    /// Offset in the record, bytes.
+    pub at: usize,
+}
+
+/// Calls `apply` for each decision of a record, in order, with the time of the record. `apply` gives `None` for one that cannot be.
+///
+/// # Errors
+/// The first decision that is not understood.
+pub(crate) fn read(
+    body: &[u8],
+    mut apply: impl FnMut(Tick, Decision<'_>) -> Option<()>,
+) -> Result<(), BadRecord> {
+    let mut r = Input(body);
+    let all = (|| {
+        let time = Tick(u64::from_le_bytes(*r.take(8)?.first_chunk()?));
+        while !r.0.is_empty() {
+            group(&mut r, |d| apply(time, d))?;
+        }
+        Some(())
+    })();
+    all.ok_or(BadRecord { at: body.len() - r.0.len() })
+}
+
+fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -> Option<()> {
+    let tag = Tag::from_u8(r.byte()?)?;
+    let count = u16::from_le_bytes(*r.take(2)?.first_chunk()?);
+    let (lane, watcher) = if tag.has_lane() { (r.number32()?, r.number32()?) } else { (0, 0) };
+    let mut seq = if tag == Tag::Submit { r.number()?.checked_sub(1)? } else { 0 };
+    for _ in 0..count {
+        let decision = match tag {
+            Tag::Epoch => Decision::Epoch(r.number32()?),
+            Tag::Lane => lane_item(r)?,
+            Tag::Count => Decision::Count { lane: r.number32()?, completed: r.number()? },
+            Tag::Submit => {
+                seq = seq.checked_add(1)?;
+                let (ext, payload) = (r.number()?, r.number()?);
+                let ext = r.take(usize::try_from(ext).ok()?)?;
+                let payload = r.take(usize::try_from(payload).ok()?)?;
+                Decision::Submit { lane, watcher, seq, due: None, ext, payload }
+            }
+            Tag::Later => {
+                let (seq, due) = (r.number()?, Some(Tick(r.number()?)));
+                Decision::Submit { lane, watcher, seq, due, ext: r.bytes()?, payload: r.bytes()? }
+            }
+            Tag::Task => Decision::Task(whole(r, lane, watcher)?),
+            Tag::Complete | Tag::Retry | Tag::Bury | Tag::Cancel => {
+                seq = seq.wrapping_add(r.difference()?);
+                settled(r, tag, seq)?
+            }
+        };
+        apply(decision)?;
+    }
+    Some(())
+}
+
+fn lane_item<'a>(r: &mut Input<'a>) -> Option<Decision<'a>> {
+    let (lane, queue) = (r.number32()?, r.text()?);
+    let count = usize::try_from(r.number()?).ok()?;
+    let start = r.0;
+    for _ in 0..count {
+        r.text()?;
+    }
+    let labels = Labels { count, bytes: &start[..start.len() - r.0.len()] };
+    Some(Decision::Lane { lane, queue, labels })
+}
+
+fn settled<'a>(r: &mut Input<'a>, tag: Tag, seq: u64) -> Option<Decision<'a>> {
+    Some(match tag {
+        Tag::Complete => Decision::Complete { seq, attempt: r.number32()?, result: r.bytes()? },
+        Tag::Retry => {
+            let (attempt, failed, due) = (r.number32()?, r.number16()?, r.number()?);
+            let due = (due > 0).then_some(Tick(due));
+            Decision::Retry { seq, attempt, failed, due, error: r.text()? }
+        }
+        Tag::Bury => {
+            let (attempt, failed) = (r.number32()?, r.number16()?);
+            Decision::Bury { seq, attempt, failed, error: r.text()? }
+        }
+        _ => Decision::Cancel { seq },
+    })
+}
+
+fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
+    Some(Whole {
+        lane,
+        watcher,
+        seq: r.number()?,
+        state: TaskState::from_u8(r.byte()?)?,
+        attempt: r.number32()?,
+        failed: r.number16()?,
+        attempts_max: r.number16()?,
+        time: Tick(r.number()?),
+        error: r.text()?,
+        ext_len: r.number16()?,
+        bytes: r.bytes()?,
+    })
+}
+
+/// What is left to read.
+pub(super) struct Input<'a>(pub(super) &'a [u8]);
+
+impl<'a> Input<'a> {
+    #[inline]
+    fn take(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    #[inline]
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1).map(|b| b[0])
+    }
+
+    #[inline]
+    fn number(&mut self) -> Option<u64> {
+        let mut n = 0;
+        for shift in (0..64).step_by(7) {
+            let b = self.byte()?;
+            n |= u64::from(b & 0x7f) << shift;
+            if b < 0x80 {
+                return Some(n);
+            }
+        }
+        None
+    }
+
+    fn number32(&mut self) -> Option<u32> {
+        self.number()?.try_into().ok()
+    }
+
+    fn number16(&mut self) -> Option<u16> {
+        self.number()?.try_into().ok()
+    }
+
+    #[inline]
+    fn difference(&mut self) -> Option<u64> {
+        let n = self.number()?;
+        Some((n >> 1) ^ 0_u64.wrapping_sub(n & 1))
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let n = self.number()?;
+        self.take(usize::try_from(n).ok()?)
+    }
+
+    pub(super) fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.bytes()?).ok()
+    }
+}

@@ -1,0 +1,232 @@
+//! Decisions become records.
+
+use std::collections::VecDeque;
+
+use super::{Tag, Whole};
+use crate::core::time::Tick;
+
+/// A record of this length gets no more decisions; the last one may be as long as a message. Bytes.
+const RECORD_BYTES: usize = 8 * 1024 * 1024;
+
+/// Decisions that have not been handed to the journal.
+#[derive(Debug, Default)]
+pub(crate) struct Ops {
+    buf: Vec<u8>,
+    count: u32,
+    /// Records that were full before.
+    full: VecDeque<(Vec<u8>, u32)>,
+    full_bytes: usize,
+    /// The group that goes on.
+    group: Option<Group>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    start: usize,
+    tag: Tag,
+    lane: u32,
+    watcher: u32,
+    items: u16,
+    seq: u64,
+}
+
+impl Ops {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0 && self.full.is_empty()
+    }
+
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.full_bytes + self.buf.len()
+    }
+
+    /// Takes the records, the oldest first, and how many decisions are in each: one, unless it would be too long. `spare` is
+    /// filled next.
+    pub(crate) fn seal(&mut self, now: Tick, spare: Vec<u8>) -> VecDeque<(Vec<u8>, u32)> {
+        self.rotate(spare);
+        self.full_bytes = 0;
+        let mut records = std::mem::take(&mut self.full);
+        for (body, _) in &mut records {
+            if let Some(time) = body.first_chunk_mut() {
+                *time = now.0.to_le_bytes();
+            }
+        }
+        records
+    }
+
+    fn rotate(&mut self, spare: Vec<u8>) {
+        self.close();
+        let body = std::mem::replace(&mut self.buf, spare);
+        self.buf.clear();
+        let count = std::mem::take(&mut self.count);
+        if count > 0 {
+            self.full_bytes += body.len();
+            self.full.push_back((body, count));
+        }
+    }
+
+    pub(crate) fn epoch(&mut self, epoch: u32) {
+        self.group(Tag::Epoch, 0);
+        self.number(u64::from(epoch));
+    }
+
+    pub(crate) fn lane(&mut self, lane: u32, queue: &str, labels: &[String]) {
+        self.group(Tag::Lane, 0);
+        self.number(u64::from(lane));
+        self.put(queue.as_bytes());
+        self.number(labels.len() as u64);
+        labels.iter().for_each(|l| self.put(l.as_bytes()));
+    }
+
+    #[inline]
+    pub(crate) fn submit(&mut self, lane: u32, watcher: u32, seq: u64, ext: &[u8], payload: &[u8]) {
+        match &mut self.group {
+            // The next one of the group: its sequence follows from its place.
+            Some(g)
+                if g.tag == Tag::Submit
+                    && (g.lane, g.watcher) == (lane, watcher)
+                    && g.seq + 1 == seq
+                    && g.items < u16::MAX
+                    && self.buf.len() < RECORD_BYTES =>
+            {
+                g.seq = seq;
+                g.items += 1;
+                self.count += 1;
+            }
+            _ => {
+                self.group_of(Tag::Submit, lane, watcher, seq);
+                self.number(seq);
+            }
+        }
+        self.number(ext.len() as u64);
+        self.number(payload.len() as u64);
+        self.buf.extend_from_slice(ext);
+        self.buf.extend_from_slice(payload);
+    }
+
+    pub(crate) fn later(&mut self, lane: u32, watcher: u32, seq: u64, due: Tick, ext: &[u8], payload: &[u8]) {
+        self.group_of(Tag::Later, lane, watcher, seq);
+        self.number(seq);
+        self.number(due.0);
+        self.put(ext);
+        self.put(payload);
+    }
+
+    #[inline]
+    pub(crate) fn complete(&mut self, seq: u64, attempt: u32, result: &[u8]) {
+        self.settled(Tag::Complete, seq);
+        self.number(u64::from(attempt));
+        self.put(result);
+    }
+
+    pub(crate) fn retry(&mut self, seq: u64, attempt: u32, failed: u16, due: Option<Tick>, error: &str) {
+        self.settled(Tag::Retry, seq);
+        self.number(u64::from(attempt));
+        self.number(u64::from(failed));
+        self.number(due.map_or(0, |d| d.0));
+        self.put(error.as_bytes());
+    }
+
+    pub(crate) fn bury(&mut self, seq: u64, attempt: u32, failed: u16, error: &str) {
+        self.settled(Tag::Bury, seq);
+        self.number(u64::from(attempt));
+        self.number(u64::from(failed));
+        self.put(error.as_bytes());
+    }
+
+    pub(crate) fn cancel(&mut self, seq: u64) {
+        self.settled(Tag::Cancel, seq);
+    }
+
+    #[allow(dead_code)] // for snapshots
+    pub(crate) fn count(&mut self, lane: u32, completed: u64) {
+        self.group(Tag::Count, 0);
+        self.number(u64::from(lane));
+        self.number(completed);
+    }
+
+    #[allow(dead_code)] // for snapshots
+    pub(crate) fn task(&mut self, w: &Whole<'_>) {
+        self.group_of(Tag::Task, w.lane, w.watcher, w.seq);
+        self.number(w.seq);
+        self.buf.push(w.state as u8);
+        self.number(u64::from(w.attempt));
+        self.number(u64::from(w.failed));
+        self.number(u64::from(w.attempts_max));
+        self.number(w.time.0);
+        self.put(w.error.as_bytes());
+        self.number(u64::from(w.ext_len));
+        self.put(w.bytes);
+    }
+
+    /// The beginning of an item about a task that is known.
+    #[inline]
+    fn settled(&mut self, tag: Tag, seq: u64) {
+        let last = self.group.map_or(0, |g| g.seq);
+        let before = if self.group_by(tag, 0, 0, seq) { 0 } else { last };
+        let difference = seq.wrapping_sub(before) as i64;
+        self.number(((difference << 1) ^ (difference >> 63)) as u64);
+    }
+
+    /// Goes on with a group of tasks of one lane that one session watches, or begins it.
+    #[inline]
+    fn group_of(&mut self, tag: Tag, lane: u32, watcher: u32, seq: u64) {
+        if self.group_by(tag, lane, watcher, seq) {
+            self.number(u64::from(lane));
+            self.number(u64::from(watcher));
+        }
+    }
+
+    #[inline]
+    fn group(&mut self, tag: Tag, seq: u64) {
+        self.group_by(tag, 0, 0, seq);
+    }
+
+    /// Goes on with the group, or begins one. Gives whether it began one.
+    #[inline]
+    fn group_by(&mut self, tag: Tag, lane: u32, watcher: u32, seq: u64) -> bool {
+        if let Some(g) = &mut self.group
+            && g.tag == tag
+            && (g.lane, g.watcher) == (lane, watcher)
+            && g.items < u16::MAX
+            && tag != Tag::Submit
+            && self.buf.len() < RECORD_BYTES
+        {
+            g.items += 1;
+            g.seq = seq;
+            self.count += 1;
+            return false;
+        }
+        if self.buf.len() >= RECORD_BYTES {
+            self.rotate(Vec::new());
+        }
+        self.close();
+        self.count += 1;
+        if self.buf.is_empty() {
+            self.buf.extend_from_slice(&[0; 8]); // the time, known when the record is sealed
+        }
+        self.group = Some(Group { start: self.buf.len(), tag, lane, watcher, items: 1, seq });
+        self.buf.extend_from_slice(&[tag as u8, 0, 0]);
+        true
+    }
+
+    fn close(&mut self) {
+        if let Some(g) = self.group.take() {
+            self.buf[g.start + 1..g.start + 3].copy_from_slice(&g.items.to_le_bytes());
+        }
+    }
+
+    #[inline]
+    fn number(&mut self, mut n: u64) {
+        while n >= 0x80 {
+            self.buf.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        self.buf.push(n as u8);
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.buf.extend_from_slice(bytes);
+    }
+}

@@ -1,0 +1,257 @@
+//! A board made from its journal.
+
+use hashbrown::HashMap;
+use hive_proto::items::{Assign, Progressed, Refused, Revoked, Task};
+use hive_proto::messages::{self, TaskOptions};
+use hive_proto::{SessionId, TaskId, TaskState, WireError, ids::Durability};
+
+use super::arena::Blob;
+use super::ops::{self, BadRecord, Decision, Labels, Whole};
+use super::outcome::End;
+use super::table::{Record, Slot};
+use super::{Board, TaskSink};
+use crate::core::time::Tick;
+
+/// Applies records of the journal to an empty board.
+#[derive(Debug)]
+pub struct Replay {
+    board: Board,
+    /// Lanes by their numbers in the incarnation whose records are read.
+    lanes: HashMap<u32, u32>,
+    epoch: u32,
+    time: Tick,
+    /// The sessions that watched are still there.
+    keep_watchers: bool,
+}
+
+impl Replay {
+    /// Begins with an empty board. `keep_watchers` says whether the sessions that submitted may still be there, because it is
+    /// the same process.
+    pub fn new(mut board: Board, keep_watchers: bool) -> Self {
+        board.set_durable_below(u64::MAX);
+        Self { board, lanes: HashMap::new(), epoch: 0, time: Tick::ZERO, keep_watchers }
+    }
+
+    /// Applies one record. Records come in their order; the first may be a snapshot.
+    ///
+    /// # Errors
+    /// The record is not one of this version.
+    pub fn apply(&mut self, record: &[u8]) -> Result<(), BadRecord> {
+        ops::read(record, |time, decision| {
+            self.time = self.time.max(time);
+            self.decide(decision)
+        })?;
+        // What was forgotten then is forgotten now, so that memory holds what it held.
+        self.board.forget_due(self.time);
+        Ok(())
+    }
+
+    /// Highest epoch in the records; the next board must have a higher one.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Time of the last record: time goes on from here.
+    pub fn time(&self) -> Tick {
+        self.time
+    }
+
+    /// The board, ready to go on under `epoch` and with sequences from `first_seq` at the least.
+    pub fn finish(self, epoch: u32, first_seq: u64) -> Board {
+        let mut board = self.board;
+        board.identity.epoch = epoch;
+        board.table.reopen(first_seq);
+        board.set_durable_below(board.next_seq());
+        board.sort_done();
+        board.ops.epoch(epoch);
+        board
+    }
+
+    fn decide(&mut self, decision: Decision<'_>) -> Option<()> {
+        let time = self.time;
+        match decision {
+            Decision::Epoch(epoch) => {
+                self.epoch = self.epoch.max(epoch);
+                self.lanes.clear();
+            }
+            Decision::Lane { lane, queue, labels } => {
+                let at = self.board.restore_lane(queue, labels)?;
+                self.lanes.insert(lane, at);
+            }
+            Decision::Count { lane, completed } => {
+                let queue = self.board.lanes[*self.lanes.get(&lane)? as usize].queue;
+                self.board.queues[queue as usize].completed = completed;
+            }
+            Decision::Submit { lane, watcher, seq, due, ext, payload } => {
+                let lane = *self.lanes.get(&lane)?;
+                let watcher = self.watcher(watcher);
+                self.board.restore_submit(lane, watcher, seq, due, ext, payload)?;
+            }
+            Decision::Task(whole) => {
+                let lane = *self.lanes.get(&whole.lane)?;
+                let watcher = self.watcher(whole.watcher);
+                self.board.restore_task(lane, watcher, &whole)?;
+            }
+            Decision::Complete { seq, attempt, result } => {
+                self.board.restore_result(time, seq, attempt, result);
+            }
+            Decision::Cancel { seq } => {
+                if let Some(slot) = self.board.detach(seq) {
+                    self.board.free_payload(slot);
+                    self.board.finish(time, slot, TaskState::Cancelled, Blob::EMPTY, &mut Nobody);
+                }
+            }
+            Decision::Bury { seq, attempt, failed, error } => {
+                if let Some(slot) = self.board.detach(seq) {
+                    let r = &mut self.board.table[slot];
+                    (r.attempt, r.failed) = (attempt, failed);
+                    self.board.bury(slot, error, &mut Nobody);
+                }
+            }
+            Decision::Retry { seq, attempt, failed, due, error } => {
+                if let Some(slot) = self.board.detach(seq) {
+                    let r = &mut self.board.table[slot];
+                    (r.attempt, r.failed) = (attempt, failed);
+                    if !error.is_empty() {
+                        self.board.keep_error(slot, error);
+                    }
+                    self.board.place(slot, due, End::Back);
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn watcher(&self, session: u32) -> SessionId {
+        SessionId(if self.keep_watchers { session } else { 0 })
+    }
+}
+
+impl Board {
+    fn restore_lane(&mut self, queue: &str, labels: Labels<'_>) -> Option<u32> {
+        hive_proto::names::queue(queue.as_bytes()).ok()?;
+        let at = match self.by_name.get(queue) {
+            Some(at) => *at,
+            None => self.create(queue),
+        };
+        // Its tasks are in the journal, whatever is configured now: else what becomes of them would be forgotten.
+        self.queues[at as usize].policy.durability = Durability::Journal;
+        let labels: Vec<String> = labels.iter().map(str::to_owned).collect();
+        Some(self.lane_or_new(at, labels.into()))
+    }
+
+    fn restore_submit(
+        &mut self,
+        lane: u32,
+        watcher: SessionId,
+        seq: u64,
+        due: Option<Tick>,
+        ext: &[u8],
+        payload: &[u8],
+    ) -> Option<()> {
+        if self.table.find(seq).is_some() {
+            return Some(()); // the snapshot has it
+        }
+        let mut attempts_max = self.queues[self.lanes[lane as usize].queue as usize].policy.attempts_max;
+        if !ext.is_empty() {
+            let options: TaskOptions = messages::decode(ext).ok()?;
+            attempts_max = options.max_attempts.map_or(attempts_max, |a| a as u16);
+        }
+        let ext_len = u16::try_from(ext.len()).ok()?;
+        let blob = self.payloads.put([ext, payload]);
+        let record = Record { blob, lane, watcher, ext_len, attempts_max, ..Record::EMPTY };
+        let slot = self.table.insert(seq, record);
+        self.place(slot, due, End::Back);
+        Some(())
+    }
+
+    fn restore_task(&mut self, lane: u32, watcher: SessionId, w: &Whole<'_>) -> Option<()> {
+        if self.table.find(w.seq).is_some() || usize::from(w.ext_len) > w.bytes.len() {
+            return None;
+        }
+        let record = Record {
+            lane,
+            watcher,
+            attempt: w.attempt,
+            failed: w.failed,
+            attempts_max: w.attempts_max,
+            ext_len: w.ext_len,
+            deadline: w.time,
+            ..Record::EMPTY
+        };
+        let slot = self.table.insert(w.seq, record);
+        if !w.error.is_empty() {
+            self.keep_error(slot, w.error);
+        }
+        match w.state {
+            TaskState::Waiting | TaskState::Scheduled => {
+                self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
+                self.place(slot, (w.state == TaskState::Scheduled).then_some(w.time), End::Back);
+            }
+            TaskState::Dead => {
+                self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
+                self.bury(slot, w.error, &mut Nobody);
+            }
+            TaskState::Completed | TaskState::Cancelled => {
+                let blob = self.results.put([w.bytes, &[]]);
+                self.keep(slot, w.state, blob, w.time);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {
+        let Some(slot) = self.detach(seq) else { return };
+        let queue = self.queue_of(slot) as usize;
+        self.queues[queue].completed += 1;
+        self.table[slot].attempt = attempt;
+        self.free_payload(slot);
+        let blob = self.results.put([result, &[]]);
+        self.finish(time, slot, TaskState::Completed, blob, &mut Nobody);
+    }
+
+    /// Takes a task that has no outcome out of its place; its payload is among those of waiting tasks.
+    fn detach(&mut self, seq: u64) -> Option<Slot> {
+        let slot = self.table.find(seq)?;
+        let queue = self.queue_of(slot) as usize;
+        match self.table[slot].state {
+            TaskState::Waiting => {
+                self.leave_lane(slot);
+                self.queues[queue].waiting -= 1;
+            }
+            TaskState::Scheduled => {
+                let r = &mut self.table[slot];
+                r.blob = self.delayed.hand_over(r.blob, &mut self.payloads);
+                r.state = TaskState::Waiting;
+                self.queues[queue].scheduled -= 1;
+                self.timers.unschedule(&self.table);
+            }
+            _ => return None,
+        }
+        Some(slot)
+    }
+
+    fn free_payload(&mut self, slot: Slot) {
+        let blob = std::mem::replace(&mut self.table[slot].blob, Blob::EMPTY);
+        self.payloads.free(blob);
+    }
+}
+
+/// Nobody listens.
+struct Nobody;
+
+impl TaskSink for Nobody {
+    fn accepted(&mut self, _: SessionId, _: u32, _: TaskId, _: u16, _: Durability, _: &[Refused]) {}
+    fn error(&mut self, _: SessionId, _: u32, _: WireError) {}
+    fn ok(&mut self, _: SessionId, _: u32) {}
+    fn assign(&mut self, _: SessionId, _: u32, _: Assign<'_>) -> bool {
+        true
+    }
+    fn settled(&mut self, _: SessionId, _: u32, _: u16, _: &[Refused]) {}
+    fn outcome(&mut self, _: SessionId, _: Task<'_>) {}
+    fn progressed(&mut self, _: SessionId, _: Progressed<'_>) {}
+    fn revoked(&mut self, _: SessionId, _: Revoked) {}
+    fn tasks<'a>(&mut self, _: SessionId, _: u32, _: impl Iterator<Item = Task<'a>>) {}
+    fn hold(&mut self, _: bool) {}
+}

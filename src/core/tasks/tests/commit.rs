@@ -1,0 +1,227 @@
+//! Queues that must survive: nothing is told or given out before it is durable, and what is durable comes back.
+
+use super::super::Replay;
+use super::super::table::Slot;
+use super::*;
+
+const DURABLE: Policy = Policy { durability: Durability::Journal, ..POLICY };
+
+fn identity() -> Identity {
+    Identity { epoch: EPOCH, first_seq: 1_000, hash_seed: 5 }
+}
+
+fn room() -> Room {
+    Room::with_policy(limits(), DURABLE, identity())
+}
+
+/// What is held back is told: the record is durable.
+fn commit(room: &mut Room) -> Vec<u8> {
+    room.commit().expect("something to write")
+}
+
+impl Room {
+    /// Writes what has been decided; what was held back is told.
+    pub(super) fn commit(&mut self) -> Option<Vec<u8>> {
+        let (body, _) = self.board.seal(self.now, Vec::new())?;
+        self.board.committed();
+        let held = std::mem::take(&mut self.log.2);
+        self.log.0.extend(held);
+        Some(body)
+    }
+}
+
+fn replay(records: &[Vec<u8>]) -> Room {
+    replay_within(limits(), records)
+}
+
+pub(super) fn replay_within(limits: Limits, records: &[Vec<u8>]) -> Room {
+    let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), false);
+    records.iter().for_each(|r| replay.apply(r).expect("a good record"));
+    let mut room = room();
+    room.now = replay.time();
+    room.board = replay.finish(EPOCH + 1, 0);
+    room.commit().expect("the epoch");
+    room.board.check();
+    room
+}
+
+/// All that must survive of a task.
+#[derive(PartialEq, Debug)]
+pub(super) struct Kept {
+    id: TaskId,
+    state: TaskState,
+    failed: u16,
+    attempts_max: u16,
+    due: Tick,
+    ext_len: u16,
+    bytes: Vec<u8>,
+    error: Option<Box<str>>,
+    labels: Box<[String]>,
+}
+
+impl Board {
+    /// All that must survive, by task, and the results of each queue. A task that runs is one that waits.
+    pub(super) fn kept(&self) -> (Vec<Kept>, Vec<(String, u64)>) {
+        let keep = |slot: Slot| {
+            let r = &self.table[slot];
+            let (state, arena) = match r.state {
+                TaskState::Running | TaskState::Waiting => (TaskState::Waiting, &self.payloads),
+                TaskState::Scheduled => (r.state, &self.delayed),
+                TaskState::Dead => (r.state, &self.dead),
+                other => (other, &self.results),
+            };
+            let queue = &self.queues[self.queue_of(slot) as usize];
+            Kept {
+                id: TaskId::new(queue.partition, self.table.seq(slot)),
+                state,
+                failed: r.failed,
+                attempts_max: r.attempts_max,
+                due: if state == TaskState::Waiting { Tick::ZERO } else { r.deadline },
+                ext_len: if state.is_final() { 0 } else { r.ext_len },
+                bytes: arena.get(r.blob).into(),
+                error: self.errors.get(&self.table.seq(slot)).cloned(),
+                labels: self.lanes[r.lane as usize].labels.clone(),
+            }
+        };
+        let mut all: Vec<Kept> = self.table.slots().map(keep).collect();
+        all.sort_by_key(|k| k.id);
+        // Dead letters never go by themselves, so their time means nothing.
+        all.iter_mut().filter(|k| k.state == TaskState::Dead).for_each(|k| k.due = Tick::ZERO);
+        let used = self.queues.iter().filter(|q| q.completed > 0);
+        let mut counts: Vec<_> = used.map(|q| (q.name.to_string(), q.completed)).collect();
+        counts.sort();
+        (all, counts)
+    }
+}
+
+#[test]
+fn nothing_is_told_or_given_before_it_is_durable() {
+    let mut room = room();
+    room.work_with(
+        BOB,
+        1,
+        Work { queue: "q".into(), credit_tasks: 9, credit_bytes: 100, labels: vec![] },
+        &[],
+    );
+    room.said();
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(SubmitFrame { watch: true, ..frame }, &[(b"", b"one")]);
+    assert_eq!((room.said(), room.given()), (vec![], String::new()));
+    let (first, count) = room.board.seal(room.now, Vec::new()).expect("a record");
+    assert_eq!(count, 2, "the lane and the task");
+    // The next one is gathered while the first is being written.
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(frame, &[(b"", b"two")]);
+    assert!(room.board.seal(room.now, Vec::new()).is_none(), "one record at a time");
+    assert_eq!((room.said(), room.given()), (vec![], String::new()));
+    room.board.committed();
+    assert_eq!(room.given(), "one");
+    let second = commit(&mut room);
+    assert!(matches!(room.said()[..], [Effect::Accepted { .. }, Effect::Accepted { .. }]));
+    let lease = room.leases()[0];
+    room.board.complete(room.now, BOB, 5, [Complete { lease, result: b"r" }].into_iter(), &mut room.log);
+    assert_eq!(room.said(), []);
+    let asked = room.request();
+    room.board.query(CAROL, asked, [lease.task].into_iter(), &mut room.log);
+    assert_eq!(room.said(), [], "nobody sees a result that may not last");
+    let third = commit(&mut room);
+    assert_eq!(room.said().len(), 2, "settled and queried; nobody watches the second task");
+    let mut later = replay(&[first, second, third]);
+    assert_eq!(later.seen(lease.task).payload, b"r");
+    later.work(BOB, 1, "q", 9);
+    assert_eq!(later.given(), "one");
+}
+
+#[test]
+fn a_memory_queue_beside_it_waits_for_nobody() {
+    let mut room = room();
+    room.board.declare("fast", POLICY).unwrap();
+    let frame = room.frame(ALICE, "slow");
+    room.submit_frame(frame, &[(b"", b"s")]);
+    let ids = room.submit(ALICE, "fast", &["f"]);
+    room.work(BOB, 1, "fast", 1);
+    let lease = room.leases()[0];
+    assert_eq!(lease.task, ids[0]);
+    assert_eq!(room.complete(BOB, lease, "r"), Ok(()));
+    assert!(room.board.is_uncommitted());
+    assert_eq!(replay(&[commit(&mut room)]).state(ids[0]), TaskState::Unknown, "it was in memory only");
+}
+
+#[test]
+fn a_task_may_be_cancelled_or_come_due_before_it_is_durable() {
+    let mut room = room();
+    let options = |ms| messages::encode(&TaskOptions { delay_ms: Some(ms), ..TaskOptions::default() });
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(frame, &[(b"", b"a"), (&options(5), b"b")]);
+    let first = room.board.seal(room.now, Vec::new()).expect("a record").0;
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(frame, &[(b"", b"c"), (&options(5), b"d")]);
+    room.after_ms(6);
+    room.work_with(
+        BOB,
+        1,
+        Work { queue: "q".into(), credit_tasks: 9, credit_bytes: 100, labels: vec![] },
+        &[],
+    );
+    room.said();
+    assert_eq!(room.given(), "");
+    let partition = hive_proto::Partition::of_queue("q");
+    let ids: Vec<TaskId> = (1_000..1_004).map(|seq| TaskId::new(partition, seq)).collect();
+    room.board.cancel(room.now, ALICE, 0, [ids[0], ids[2]].into_iter(), &mut room.log);
+    room.board.committed();
+    assert_eq!(room.given(), "b");
+    let second = commit(&mut room);
+    room.said();
+    assert_eq!(room.given(), "d");
+    let mut later = replay(&[first, second]);
+    use TaskState::{Cancelled, Scheduled};
+    let states: Vec<TaskState> = ids.iter().map(|id| later.state(*id)).collect();
+    assert_eq!(states, [Cancelled, Scheduled, Cancelled, Scheduled]);
+    later.after_ms(6);
+    later.work(BOB, 1, "q", 9);
+    assert_eq!(later.given(), "b d");
+}
+
+#[test]
+fn a_failed_task_keeps_its_count_and_a_dead_one_its_error() {
+    let mut room = room();
+    room.submit_frame(
+        SubmitFrame { from: ALICE, request: 1, queue: b"q", watch: false, trace: None, bytes: 0 },
+        &[(b"", b"t")],
+    );
+    let mut records = vec![commit(&mut room)];
+    room.said();
+    room.work(BOB, 1, "q", 1);
+    for n in 0..3 {
+        let Some(lease) = room.leases().first().copied() else { panic!("attempt {n}") };
+        let item = Fail { lease, delay_ms: 0, permanent: false, error: "so it goes" };
+        room.board.fail(room.now, BOB, 0, [item].into_iter(), &mut room.log);
+        records.push(commit(&mut room));
+        room.said();
+        let mut later = replay(&records);
+        let id = lease.task;
+        match n {
+            2 => assert_eq!(
+                (later.state(id), &later.seen(id).payload[..]),
+                (TaskState::Dead, &b"so it goes"[..])
+            ),
+            _ => assert_eq!((later.state(id), later.seen(id).attempt), (TaskState::Waiting, n + 1)),
+        }
+    }
+}
+
+#[test]
+fn a_record_of_another_kind_is_refused() {
+    let mut room = room();
+    room.submit_frame(
+        SubmitFrame { from: ALICE, request: 1, queue: b"q", watch: false, trace: None, bytes: 0 },
+        &[(b"", b"t")],
+    );
+    let record = commit(&mut room);
+    let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), false);
+    let error = fresh().apply(&record[..record.len() - 1]).expect_err("cut");
+    assert!(error.to_string().contains("not understood"), "{error}");
+    let mut unknown = record.clone();
+    unknown[8] = 99;
+    fresh().apply(&unknown).expect_err("no such group");
+}
