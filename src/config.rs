@@ -35,6 +35,8 @@ pub struct Config {
     pub limits: Limits,
     /// Heartbeats and login.
     pub session: Session,
+    /// Where tasks that survive are kept.
+    pub journal: Journal,
     /// How queues treat tasks unless declared otherwise.
     pub queue_defaults: QueuePolicy,
     /// Queues that exist from the start.
@@ -89,6 +91,16 @@ pub struct Limits {
     pub request_ms_max: u32,
     /// Task ids that are waited for.
     pub waits_max: usize,
+}
+
+/// Where tasks that survive are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// Length of a file of the journal, bytes: twice `limits.message_bytes_max` to 1 GiB. Files are removed as a whole.
+    pub segment_bytes: u64,
+    /// Records of so many bytes bring about a snapshot, after which older ones can go; at least twice the last snapshot.
+    pub snapshot_bytes: u64,
 }
 
 /// Heartbeats and login.
@@ -165,6 +177,7 @@ impl Default for Config {
             dev: false,
             limits: Limits::default(),
             session: Session::default(),
+            journal: Journal::default(),
             queue_defaults: QueuePolicy::default(),
             queues: Vec::new(),
             result_ms: 3_600_000,
@@ -196,6 +209,19 @@ impl Default for Limits {
             request_ms_max: 600_000,
             waits_max: 200_000,
         }
+    }
+}
+
+impl Journal {
+    /// Length at which a record gets no more decisions, bytes: with a message behind it, it fits into a segment.
+    pub fn record_bytes(&self) -> usize {
+        (self.segment_bytes as usize / 4).min(8 * 1024 * 1024)
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { segment_bytes: 64 * 1024 * 1024, snapshot_bytes: 128 * 1024 * 1024 }
     }
 }
 
@@ -335,6 +361,11 @@ impl Config {
         if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < s.heartbeat_ms.saturating_mul(2) {
             return value("session.dead_ms", "must be at least twice heartbeat_ms, and all times above 0");
         }
+        let least = 2 * u64::from(l.message_bytes_max);
+        if !(least..=1024 * 1024 * 1024).contains(&self.journal.segment_bytes) {
+            let text = format!("from twice limits.message_bytes_max, {least}, to 1073741824");
+            return value("journal.segment_bytes", &text);
+        }
         if self.shards > 64 {
             return value("shards", "at most 64");
         }
@@ -458,8 +489,12 @@ mod tests {
                 }
             };
         section(&mut out, "Top level", &schema, &defaults);
-        for (table, name) in [("limits", "Limits"), ("session", "Session"), ("queue_defaults", "QueuePolicy")]
-        {
+        for (table, name) in [
+            ("limits", "Limits"),
+            ("session", "Session"),
+            ("journal", "Journal"),
+            ("queue_defaults", "QueuePolicy"),
+        ] {
             section(&mut out, &format!("`[{table}]`"), &schema["$defs"][name], &defaults[table]);
         }
         section(

@@ -41,14 +41,16 @@ pub struct Order {
 /// What became of a record.
 #[derive(Debug)]
 pub enum Journaled {
-    /// It is durable.
-    Durable(Order),
+    /// It is durable, at this position.
+    Durable(Order, Position),
     /// It has to wait: the disk is full. It is tried again until there is room.
     Full,
     /// Space that was kept for the end is in use (`true`), or kept again (`false`).
     LowSpace(bool),
     /// The journal takes nothing any more.
     Failed(String),
+    /// A snapshot of so many bytes was written; `None` if it was not.
+    Snapshot(Option<u64>),
 }
 
 #[derive(Debug, Default)]
@@ -233,7 +235,7 @@ impl<W: Writer + Unpin> Legacy<W> {
         state.low_space = self.writer.low_space();
         drop(state);
         self.space();
-        self.desk.done(&self.inlet, Journaled::Durable(order));
+        self.desk.done(&self.inlet, Journaled::Durable(order, position));
     }
 
     /// Says so when space becomes short, or comes back.
@@ -306,6 +308,24 @@ impl<W: Writer + Unpin + 'static> StreamHandler<Order> for Journaler<W> {
             assert!(!std::mem::take(&mut this.fault), "injected fault");
             legacy.write()
         });
+    }
+}
+
+/// Removes segments whose records are all below a position, or at it: a snapshot covers them.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Trim(pub Position);
+
+impl<W: Writer + Unpin + 'static> Handler<Trim> for Journaler<W> {
+    type Result = ();
+
+    fn handle(&mut self, Trim(before): Trim, _: &mut Self::Context) {
+        let writer = &mut self.legacy.borrow_mut().writer;
+        for segment in writer.segments().iter().filter(|s| s.sealed && s.last <= before) {
+            if let Err(e) = writer.remove(segment.first) {
+                tracing::warn!(error = %e, "a segment that nobody needs stays");
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod mailbox;
 pub mod outbox;
 pub mod outgoing;
 pub mod sessions;
+pub mod snapshotter;
 pub mod stats;
 mod subscriptions;
 pub mod supervise;

@@ -6,6 +6,7 @@
 //!  shard threads    sessions, their owner, a hub shard          (one Arbiter each)
 //!  dispatcher       on the only shard's thread; on its own where there are several shards
 //!  journaler        blocks while the disk syncs
+//!  snapshotter      blocks while snapshots are written
 //!  http threads     actix-web
 //! ```
 
@@ -17,19 +18,20 @@ mod storage;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use actix_rt::Arbiter;
 use tokio::sync::Notify;
 
 use crate::actors::directory::{Counted, Directory};
 use crate::actors::journaler::{Health, Journaler};
+use crate::actors::snapshotter::Snapshotter;
 use crate::actors::supervise::{Roster, Supervised};
 use crate::actors::{dispatcher, hub, sessions};
 use crate::config::Config;
 use crate::core::time::Tick;
-use crate::edge::journal::LocalWriter;
+use crate::edge::journal::{LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{TokenDigest, listen};
 use crate::edge::{clock, host, http, journal};
 use plan::Plan;
@@ -37,6 +39,7 @@ use plan::Plan;
 pub use storage::StorageError;
 
 type LocalJournaler = Journaler<LocalWriter<journal::Directory>>;
+type LocalSnapshotter = Snapshotter<LocalSnapshots<journal::Directory>>;
 
 /// File descriptors that are not for agents: HTTP, files, event loops.
 const OWN_DESCRIPTORS: usize = 128;
@@ -182,7 +185,9 @@ struct Server {
     directory: Arc<Directory>,
     roster: Roster,
     dispatcher: Supervised<dispatcher::Dispatcher>,
-    journaler: Option<Supervised<LocalJournaler>>,
+    journaler: Option<Arc<Supervised<LocalJournaler>>>,
+    /// Supervised as long as this lives.
+    _snapshotter: Arc<OnceLock<Supervised<LocalSnapshotter>>>,
     journal: Health,
     started: Tick,
     shards: Vec<ShardActors>,
@@ -212,11 +217,14 @@ async fn serve(
     let mut plan = Plan::new(&config, arbiters.len(), &ready)?;
     let setup = plan.dispatcher_setup()?;
     // A sync blocks: the journaler has a thread of its own.
-    let writing = plan.writer.is_some().then(Arbiter::new);
-    let journaler = match &writing {
-        Some(arbiter) => Some(plan.start_journaler(arbiter).await),
-        None => None,
-    };
+    let writing = plan.writer.is_some().then(|| [Arbiter::new(), Arbiter::new()]);
+    let mut journaler = None;
+    if let Some([appends, snapshots]) = &writing {
+        journaler = plan.start_journaler(appends).await.map(Arc::new);
+        if let Some(journaler) = &journaler {
+            plan.start_snapshotter(snapshots, journaler).await;
+        }
+    }
     let dispatcher = plan.start_dispatcher(own.as_ref().unwrap_or(&arbiters[0]), setup).await;
     let mut shards = Vec::new();
     for (number, arbiter) in arbiters.iter().enumerate() {
@@ -230,7 +238,8 @@ async fn serve(
         directory: plan.directory.clone(),
         roster: plan.roster.clone(),
         dispatcher,
-        journaler: journaler.flatten(),
+        journaler,
+        _snapshotter: plan.snapshotter.clone(),
         journal: plan.health.clone(),
         started: clock::now(),
         shards,
@@ -244,7 +253,7 @@ async fn serve(
     on_ready(&server.ready);
     drain::until_stopped(&server, signals).await;
     http_handle.stop(false).await;
-    for arbiter in arbiters.iter().chain(&own).chain(&writing) {
+    for arbiter in arbiters.iter().chain(&own).chain(writing.iter().flatten()) {
         arbiter.stop();
     }
     match server.journal.state().failed {

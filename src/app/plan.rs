@@ -2,25 +2,25 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use actix_rt::{Arbiter, ArbiterHandle};
 use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::memory::Shares;
-use super::{AppError, LocalJournaler, Ready, ShardActors, storage, system};
+use super::{AppError, LocalJournaler, LocalSnapshotter, Ready, ShardActors, storage, system};
 use crate::actors::directory::Directory;
 use crate::actors::journaler::{self, Desk, Health};
 use crate::actors::mailbox::Inlet;
 use crate::actors::outbox::OutboxLimits;
 use crate::actors::supervise::{Roster, Supervised};
-use crate::actors::{dispatcher, hub, sessions};
+use crate::actors::{dispatcher, hub, sessions, snapshotter};
 use crate::config::Config;
 use crate::core::hub::HubLimits;
 use crate::core::tasks;
-use crate::edge::journal::{self, LocalWriter};
+use crate::edge::journal::{self, LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{Shard, Terms, TokenDigest, session::Spawner};
 use crate::edge::{clock, host};
 
@@ -36,6 +36,7 @@ pub(super) struct Plan {
     hash_seed: u64,
     desk: Desk,
     pub(super) health: Health,
+    pub(super) snapshotter: Arc<OnceLock<Supervised<LocalSnapshotter>>>,
     /// Of the journal, until the journaler has it.
     pub(super) writer: Option<LocalWriter<journal::Directory>>,
 }
@@ -67,6 +68,7 @@ impl Plan {
             hash_seed: u64::from_le_bytes(host::random().map_err(system("randomness"))?),
             desk: Desk::default(),
             health: Health::default(),
+            snapshotter: Arc::default(),
             writer: None,
         })
     }
@@ -87,6 +89,7 @@ impl Plan {
                 credit_tasks_max: l.credit_tasks_max,
                 credit_bytes_max: l.credit_bytes_max,
                 waits_max: l.waits_max,
+                record_bytes: self.config.journal.record_bytes(),
             },
             default_policy: self.config.default_policy(),
             queues: self.config.queue_policies(),
@@ -99,16 +102,53 @@ impl Plan {
         };
         if let Some(dir) = &self.config.data_dir {
             let salt = u32::from_le_bytes(host::random().map_err(system("randomness"))?);
-            let storage = storage::open(&dir.join("journal"), &setup, salt, self.terms.epoch)?;
+            let storage =
+                storage::open(&dir.join("journal"), &self.config.journal, &setup, salt, self.terms.epoch)?;
             (setup.epoch, self.terms.epoch) = (storage.epoch, storage.epoch);
             self.writer = Some(storage.writer);
             setup.journal = Some(dispatcher::Journal {
                 desk: self.desk.clone(),
                 recover: Box::new(storage.recover),
                 first: Some(storage.board),
+                take_snapshot: self.take_snapshot(),
+                snapshot_bytes: self.config.journal.snapshot_bytes,
+                bytes_since_snapshot: storage.bytes,
             });
         }
         Ok(setup)
+    }
+
+    /// How the dispatcher reaches the snapshotter, which starts later and may be made anew.
+    fn take_snapshot(&self) -> dispatcher::TakeSnapshot {
+        let snapshotter = self.snapshotter.clone();
+        Arc::new(move |take| {
+            let addr = snapshotter.get().and_then(Supervised::addr);
+            addr.is_some_and(|a| a.try_send(take).is_ok())
+        })
+    }
+
+    /// Starts the snapshotter, which has the journaler remove what a snapshot covers.
+    pub(super) async fn start_snapshotter(
+        &self,
+        arbiter: &Arbiter,
+        journaler: &Arc<Supervised<LocalJournaler>>,
+    ) {
+        let Some(dir) = self.config.data_dir.as_ref().map(|d| d.join("journal")) else { return };
+        let (inlet, roster, journaler) =
+            (self.dispatcher_inlet.clone(), self.roster.clone(), journaler.clone());
+        let start = move || {
+            let trim = move |before| {
+                if let Some(addr) = journaler.addr() {
+                    let _ = addr.try_send(journaler::Trim(before)); // the next snapshot does it
+                }
+            };
+            let open = move || {
+                let files = journal::Directory::new(&dir).expect("the directory of the journal is there");
+                LocalSnapshots::new(files)
+            };
+            Supervised::start("snapshotter", &roster, snapshotter::factory(open, inlet, Rc::new(trim)))
+        };
+        let _ = self.snapshotter.set(on(&arbiter.handle(), start).await);
     }
 
     pub(super) async fn start_journaler(&mut self, arbiter: &Arbiter) -> Option<Supervised<LocalJournaler>> {

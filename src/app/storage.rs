@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::actors::dispatcher::{Recover, Setup};
 use crate::actors::journal::{Journal, Position, Reader, Snapshots};
+use crate::config;
 use crate::core::tasks::{Board, Replay};
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
 
@@ -29,6 +30,8 @@ pub(super) struct Storage {
     pub(super) recover: FromDisk,
     pub(super) board: Board,
     pub(super) epoch: u32,
+    /// Bytes of records that no snapshot covers.
+    pub(super) bytes: u64,
 }
 
 /// Reads snapshot and records.
@@ -43,7 +46,11 @@ impl Recover for FromDisk {
         let latest = snapshots.latest().map_err(|e| e.to_string())?;
         let mut at = match latest {
             Some(mut latest) => {
+                for damage in &latest.passed_over {
+                    tracing::error!(%damage, "a snapshot is damaged; an older one is taken");
+                }
                 replay_snapshot(&mut latest.source, replay)?;
+                replay.snapshot_read();
                 latest.position
             }
             None => Position::NONE,
@@ -82,13 +89,21 @@ fn replay_snapshot(source: &mut impl Read, replay: &mut Replay) -> Result<(), St
 }
 
 /// Opens the journal in `dir`, reads it, and takes it over. `epoch` is the lowest that will do.
-pub(super) fn open(dir: &Path, setup: &Setup, salt: u32, epoch: u32) -> Result<Storage, StorageError> {
+pub(super) fn open(
+    dir: &Path,
+    config: &config::Journal,
+    setup: &Setup,
+    salt: u32,
+    epoch: u32,
+) -> Result<Storage, StorageError> {
     let bad = |why: String, in_use| StorageError { dir: dir.to_owned(), why, in_use };
     let wrong = |e: &dyn std::fmt::Display| bad(e.to_string(), false);
+    let (segment_bytes, batch_bytes_max) = (config.segment_bytes, config.segment_bytes as usize);
+    let options = Options { segment_bytes, batch_bytes_max, ..Options::new(salt) };
     let files = Directory::new(dir).map_err(|e| wrong(&e))?;
     let start = LocalSnapshots::new(files.clone()).latest().map_err(|e| wrong(&e))?;
     let start = start.map_or(Position::NONE, |latest| latest.position);
-    let mut journal = LocalJournal::open(files, Options::new(salt), start).map_err(|e| {
+    let mut journal = LocalJournal::open(files, options, start).map_err(|e| {
         let in_use = matches!(e, crate::actors::journal::OpenError::InUse(_));
         bad(e.to_string(), in_use)
     })?;
@@ -104,5 +119,5 @@ pub(super) fn open(dir: &Path, setup: &Setup, salt: u32, epoch: u32) -> Result<S
     let (writer, _) = journal.fence(epoch, "local").map_err(|e| wrong(&e))?;
     let board = replay.finish(epoch, setup.first_seq);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
-    Ok(Storage { writer, recover, board, epoch })
+    Ok(Storage { writer, recover, board, epoch, bytes: recovered.bytes })
 }

@@ -169,3 +169,47 @@ fn a_journal_needs_a_place() {
     assert_eq!(code, Some(78), "{text}");
     assert!(text.contains("--data-dir"), "{text}");
 }
+
+/// Segments go once a snapshot covers them, while the server serves; what is left is the state.
+#[test]
+fn snapshots_are_taken_and_the_journal_is_trimmed() {
+    let config = "limits.message_bytes_max = 65536\nlimits.frame_bytes_max = 65536\nlimits.results_bytes_max = 100000\n\
+                  journal.segment_bytes = 262144\njournal.snapshot_bytes = 300000";
+    let mut server = Server::with(config);
+    let mut waiting = Vec::new();
+    for round in 0..3 {
+        let (mut client, mut worker) = (server.client(), server.client());
+        let consumer = worker.work("busy", 200);
+        for n in 0..60 {
+            let ids = client.submit("busy", &vec![vec![7; 500]; 50]);
+            if n % 10 == 0 {
+                waiting.extend(client.submit("idle", &[format!("{round} {n}")]));
+            }
+            let tasks = worker.gather(consumer, 50);
+            assert_eq!(worker.complete(&tasks).accepted, 50);
+            assert_eq!(client.results_of(&ids).len(), 50);
+        }
+        let (segments, snapshots) = files(&server);
+        assert!(snapshots >= 1 && segments <= 8, "{segments} segments, {snapshots} snapshots");
+        server = server.killed_and_started_again();
+        server.queue_has("idle", "waiting", waiting.len() as u64);
+        server.queue_has("busy", "completed", (round + 1) * 3000);
+    }
+    let mut worker = server.client();
+    let consumer = worker.work("idle", 100);
+    let mut payloads: Vec<_> =
+        worker.gather(consumer, waiting.len()).into_iter().map(|t| (t.lease.task, t.payload)).collect();
+    payloads.sort();
+    let expected = (0..3).flat_map(|round| (0..60).step_by(10).map(move |n| format!("{round} {n}").into_bytes()));
+    assert!(payloads.into_iter().eq(waiting.into_iter().zip(expected)));
+}
+
+/// Segments and snapshots of the journal.
+fn files(server: &Server) -> (usize, usize) {
+    let names: Vec<String> = std::fs::read_dir(server.journal())
+        .expect("the journal")
+        .map(|f| f.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    let count = |end: &str| names.iter().filter(|n| n.ends_with(end)).count();
+    (count(".seg"), count(".snap"))
+}

@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use hive_proto::messages::{self, TasksLost, Work};
 use hive_proto::{Op, SessionId};
 
+use super::snapshots::TakeSnapshot;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
 use crate::actors::journaler::{Desk, Journaled};
@@ -33,6 +34,12 @@ pub struct Journal {
     pub recover: Box<dyn Recover>,
     /// The board of the first incarnation, made from it already.
     pub first: Option<Board>,
+    /// Has snapshots written.
+    pub take_snapshot: TakeSnapshot,
+    /// Bytes of records that are worth a snapshot.
+    pub snapshot_bytes: u64,
+    /// Bytes of records that no snapshot covers.
+    pub bytes_since_snapshot: u64,
 }
 
 impl std::fmt::Debug for Journal {
@@ -162,7 +169,7 @@ impl Legacy {
         let failure = news.iter().any(failed);
         // The next incarnation has to hear of what lasts.
         news.into_iter()
-            .filter(|j| !matches!(j, Journaled::Durable(o) if o.incarnation == incarnation))
+            .filter(|j| !matches!(j, Journaled::Durable(o, _) if o.incarnation == incarnation))
             .for_each(|j| self.setup.inlet.journaled(j));
         idle && !failure
     }

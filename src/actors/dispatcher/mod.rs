@@ -4,6 +4,7 @@
 mod frames;
 mod legacy;
 mod sinks;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,11 +28,15 @@ use crate::core::time::Tick;
 use frames::{JournalState, apply_frame, failed, settle_credit};
 use legacy::{Change, Legacy};
 use sinks::Sinks;
+use snapshots::Snapshots;
 
 pub use legacy::{Journal, Recover, Setup};
+pub use snapshots::TakeSnapshot;
 
 /// Decisions gathered while a record is being written; beyond this nothing more is taken in, bytes.
 const GATHER_BYTES: usize = 4 * 1024 * 1024;
+/// How often a snapshot makes a step.
+const STEP_EVERY: Duration = Duration::from_millis(1);
 /// How long an incarnation that ends waits to learn what became of its last record.
 const LAST_RECORD: Duration = Duration::from_secs(5);
 
@@ -57,6 +62,9 @@ pub struct Dispatcher {
     journal: JournalState,
     /// A buffer to gather in.
     spare: Vec<u8>,
+    snapshots: Option<Snapshots>,
+    /// A step of the snapshot under way is to come.
+    stepping: bool,
     timer: Timer,
     guard: DeathGuard,
     batches: u64,
@@ -81,6 +89,11 @@ impl Dispatcher {
         }
         out.now.muted = false;
         l.setup.inlet.shut(false);
+        let snapshots = l
+            .setup
+            .journal
+            .as_ref()
+            .map(|j| Snapshots::new(j.take_snapshot.clone(), j.snapshot_bytes, j.bytes_since_snapshot));
         let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
         drop(l);
         Self {
@@ -95,6 +108,8 @@ impl Dispatcher {
             desk,
             journal: JournalState::default(),
             spare: Vec::new(),
+            snapshots,
+            stepping: false,
             timer: Timer::default(),
             guard,
             batches: 0,
@@ -116,6 +131,24 @@ impl Dispatcher {
             return;
         }
         self.arm(ctx);
+        self.step_soon(ctx);
+    }
+
+    /// Takes the next step of a snapshot, if one is under way.
+    fn step_soon(&mut self, ctx: &mut Context<Self>) {
+        if !self.stepping && self.snapshots.as_ref().is_some_and(Snapshots::is_running) {
+            self.stepping = true;
+            ctx.run_later(STEP_EVERY, |this, ctx| {
+                this.stepping = false;
+                this.guarded(ctx, Self::step);
+            });
+        }
+    }
+
+    fn step(&mut self) {
+        if let Some(s) = &mut self.snapshots {
+            s.step(&self.board, (self.clock)());
+        }
     }
 
     /// Waits end with the board; the board may be broken, so its word is taken only if it can still speak.
@@ -245,9 +278,10 @@ impl Dispatcher {
     fn journaled(&mut self, news: Journaled) {
         match news {
             // Of an incarnation before this one, which has told it.
-            Journaled::Durable(order) if order.incarnation != self.incarnation => {}
-            Journaled::Durable(mut order) => {
+            Journaled::Durable(order, _) if order.incarnation != self.incarnation => {}
+            Journaled::Durable(mut order, position) => {
                 self.journal.full = false;
+                let bytes = order.body.len();
                 order.body.clear();
                 self.spare = order.body;
                 if let (Some((body, ops)), Some(desk)) = (self.board.next_record(), &self.desk) {
@@ -258,7 +292,15 @@ impl Dispatcher {
                 if !self.board.is_uncommitted() {
                     self.out.settled();
                 }
+                if let Some(s) = &mut self.snapshots {
+                    s.committed(&self.board, position, bytes);
+                }
                 self.legacy.borrow().setup.inlet.shut(false);
+            }
+            Journaled::Snapshot(bytes) => {
+                if let Some(s) = &mut self.snapshots {
+                    s.written(bytes);
+                }
             }
             Journaled::Full => self.journal.full = true,
             Journaled::LowSpace(low) => self.journal.low_space = low,

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use hive_proto::ids::Durability;
+use hive_proto::items::Complete;
 
 use super::table::{List, Slot};
 use super::{Board, TaskSink};
@@ -132,6 +133,15 @@ impl Board {
             self.ops.lane(at, &self.queues[lane.queue as usize].name, &lane.labels);
         }
         at
+    }
+
+    /// The journal hears of a result.
+    #[inline]
+    pub(super) fn log_result(&mut self, slot: Slot, item: &Complete<'_>) {
+        let queue = self.queue_of(slot) as usize;
+        let (lane, before) = (self.queues[queue].lanes[0], self.queues[queue].completed);
+        let lane = self.logged(lane);
+        self.ops.complete(lane, before, item.lease.task.seq(), item.lease.attempt, item.result);
     }
 
     fn line_of(&self, slot: Slot) -> Line {

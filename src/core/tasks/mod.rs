@@ -13,7 +13,8 @@
 //!
 //! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
 //! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
-//! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts) and `replay`.
+//! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts),
+//! `replay` and `snapshot`.
 
 pub(crate) mod arena;
 mod assign;
@@ -24,6 +25,7 @@ mod outcome;
 mod queue;
 mod replay;
 mod settle;
+mod snapshot;
 mod submit;
 pub(crate) mod table;
 #[cfg(test)]
@@ -40,6 +42,7 @@ use hive_proto::{SessionId, TaskId, WireError, ids::Durability};
 pub use ops::BadRecord;
 pub use queue::Policy;
 pub use replay::Replay;
+pub use snapshot::Snapshot;
 pub use submit::SubmitFrame;
 pub use view::{Counters, QueueView};
 pub use waits::WaitMode;
@@ -71,6 +74,8 @@ pub struct Limits {
     pub credit_bytes_max: u64,
     /// Task ids that are waited for, all waits together.
     pub waits_max: usize,
+    /// Length at which a record for the journal gets no more decisions, bytes; the last one may be as long as a message.
+    pub record_bytes: usize,
 }
 
 /// Which board this is.
@@ -172,6 +177,7 @@ struct SessionState {
 impl Board {
     /// An empty board.
     pub fn new(limits: Limits, default_policy: Policy, identity: Identity) -> Self {
+        let record_bytes = limits.record_bytes;
         let seeded = foldhash::fast::FixedState::with_seed(identity.hash_seed);
         Self {
             limits,
@@ -194,7 +200,7 @@ impl Board {
             free_consumers: Vec::new(),
             sessions: HashMap::with_hasher(seeded.clone()),
             waits: waits::Waits::default(),
-            ops: ops::Ops::default(),
+            ops: ops::Ops::new(record_bytes),
             commit: commit::Commit::new(identity.first_seq),
             draining: false,
             timers: Timers::default(),

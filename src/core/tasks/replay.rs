@@ -46,6 +46,11 @@ impl Replay {
         Ok(())
     }
 
+    /// The snapshot has been read, records follow.
+    pub fn snapshot_read(&mut self) {
+        self.board.sort_done();
+    }
+
     /// Highest epoch in the records; the next board must have a higher one.
     pub fn epoch(&self) -> u32 {
         self.epoch
@@ -80,7 +85,8 @@ impl Replay {
             }
             Decision::Count { lane, completed } => {
                 let queue = self.board.lanes[*self.lanes.get(&lane)? as usize].queue;
-                self.board.queues[queue as usize].completed = completed;
+                let q = &mut self.board.queues[queue as usize];
+                q.completed = q.completed.max(completed);
             }
             Decision::Submit { lane, watcher, seq, due, ext, payload } => {
                 let lane = *self.lanes.get(&lane)?;
@@ -92,7 +98,10 @@ impl Replay {
                 let watcher = self.watcher(whole.watcher);
                 self.board.restore_task(lane, watcher, &whole)?;
             }
-            Decision::Complete { seq, attempt, result } => {
+            Decision::Complete { lane, completed, seq, attempt, result } => {
+                let queue = self.board.lanes[*self.lanes.get(&lane)? as usize].queue;
+                let q = &mut self.board.queues[queue as usize];
+                q.completed = q.completed.max(completed);
                 self.board.restore_result(time, seq, attempt, result);
             }
             Decision::Cancel { seq } => {
@@ -203,8 +212,6 @@ impl Board {
 
     fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {
         let Some(slot) = self.detach(seq) else { return };
-        let queue = self.queue_of(slot) as usize;
-        self.queues[queue].completed += 1;
         self.table[slot].attempt = attempt;
         self.free_payload(slot);
         let blob = self.results.put([result, &[]]);

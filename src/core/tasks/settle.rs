@@ -33,7 +33,7 @@ impl Board {
                 let r = &board.table[slot];
                 board.payloads.free(r.blob);
                 if board.is_durable(slot) {
-                    board.ops.complete(item.lease.task.seq(), item.lease.attempt, item.result);
+                    board.log_result(slot, &item);
                 }
                 let blob = board.results.put([item.result, &[]]);
                 let queue = board.queue_of(slot);

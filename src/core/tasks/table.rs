@@ -199,6 +199,23 @@ impl Table {
         self.close_if_empty(page);
     }
 
+    /// The pages that hold records, by their numbers.
+    pub(crate) fn page_numbers(&self) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.by_number.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// The records of a page; none if it is gone.
+    pub(crate) fn slots_of_page(&self, number: u64) -> impl Iterator<Item = Slot> + '_ {
+        let page = self.by_number.get(&number).copied();
+        page.into_iter().flat_map(move |page| {
+            let live = self.pages[page as usize].live;
+            let places = (0..PAGE as u32).filter(move |place| live & (1 << place) != 0);
+            places.map(move |place| Slot(page * PAGE as u32 + place))
+        })
+    }
+
     /// Every record.
     #[cfg(test)]
     pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {

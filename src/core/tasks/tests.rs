@@ -140,6 +140,7 @@ fn limits() -> Limits {
         credit_tasks_max: 1_000,
         credit_bytes_max: 1 << 20,
         waits_max: 100,
+        record_bytes: 1 << 23,
     }
 }
 

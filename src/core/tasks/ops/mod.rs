@@ -9,7 +9,7 @@
 //! Lane                               lane, queue, labels, label *
 //! Submit   lane, watcher, first seq. extension length, payload length, extension, payload
 //! Later    lane, watcher             sequence, due, extension, payload
-//! Complete                           task, attempt, result
+//! Complete lane, results before      task, attempt, result
 //! Retry                              task, attempt, failed, due or 0, error
 //! Bury                               task, attempt, failed, error
 //! Cancel                             task
@@ -82,7 +82,10 @@ pub(crate) enum Decision<'a> {
         ext: &'a [u8],
         payload: &'a [u8],
     },
+    /// `completed` are the results of the queue of the lane, this one included.
     Complete {
+        lane: u32,
+        completed: u64,
         seq: u64,
         attempt: u32,
         result: &'a [u8],

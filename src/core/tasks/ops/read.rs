@@ -37,6 +37,7 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
     let count = u16::from_le_bytes(*r.take(2)?.first_chunk()?);
     let (lane, watcher) = if tag.has_lane() { (r.number32()?, r.number32()?) } else { (0, 0) };
     let mut seq = if tag == Tag::Submit { r.number()?.checked_sub(1)? } else { 0 };
+    let (queue, mut completed) = if tag == Tag::Complete { (r.number32()?, r.number()?) } else { (0, 0) };
     for _ in 0..count {
         let decision = match tag {
             Tag::Epoch => Decision::Epoch(r.number32()?),
@@ -54,7 +55,13 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
                 Decision::Submit { lane, watcher, seq, due, ext: r.bytes()?, payload: r.bytes()? }
             }
             Tag::Task => Decision::Task(whole(r, lane, watcher)?),
-            Tag::Complete | Tag::Retry | Tag::Bury | Tag::Cancel => {
+            Tag::Complete => {
+                seq = seq.wrapping_add(r.difference()?);
+                completed = completed.checked_add(1)?;
+                let (attempt, result) = (r.number32()?, r.bytes()?);
+                Decision::Complete { lane: queue, completed, seq, attempt, result }
+            }
+            Tag::Retry | Tag::Bury | Tag::Cancel => {
                 seq = seq.wrapping_add(r.difference()?);
                 settled(r, tag, seq)?
             }
@@ -77,7 +84,6 @@ fn lane_item<'a>(r: &mut Input<'a>) -> Option<Decision<'a>> {
 
 fn settled<'a>(r: &mut Input<'a>, tag: Tag, seq: u64) -> Option<Decision<'a>> {
     Some(match tag {
-        Tag::Complete => Decision::Complete { seq, attempt: r.number32()?, result: r.bytes()? },
         Tag::Retry => {
             let (attempt, failed, due) = (r.number32()?, r.number16()?, r.number()?);
             let due = (due > 0).then_some(Tick(due));

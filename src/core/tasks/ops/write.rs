@@ -5,12 +5,11 @@ use std::collections::VecDeque;
 use super::{Tag, Whole};
 use crate::core::time::Tick;
 
-/// A record of this length gets no more decisions; the last one may be as long as a message. Bytes.
-const RECORD_BYTES: usize = 8 * 1024 * 1024;
-
 /// Decisions that have not been handed to the journal.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ops {
+    /// A record of this length gets no more decisions; the last one may be as long as a message. Bytes.
+    record_bytes: usize,
     buf: Vec<u8>,
     count: u32,
     /// Records that were full before.
@@ -28,9 +27,16 @@ struct Group {
     watcher: u32,
     items: u16,
     seq: u64,
+    /// Results of the queue, as the next item takes for granted.
+    next: u64,
 }
 
 impl Ops {
+    pub(crate) fn new(record_bytes: usize) -> Self {
+        let (buf, count, full, full_bytes, group) = Default::default();
+        Self { record_bytes, buf, count, full, full_bytes, group }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0 && self.full.is_empty()
     }
@@ -87,7 +93,7 @@ impl Ops {
                     && (g.lane, g.watcher) == (lane, watcher)
                     && g.seq + 1 == seq
                     && g.items < u16::MAX
-                    && self.buf.len() < RECORD_BYTES =>
+                    && self.buf.len() < self.record_bytes =>
             {
                 g.seq = seq;
                 g.items += 1;
@@ -112,9 +118,33 @@ impl Ops {
         self.put(payload);
     }
 
+    /// `lane` stands for the queue, which had `before` results.
     #[inline]
-    pub(crate) fn complete(&mut self, seq: u64, attempt: u32, result: &[u8]) {
-        self.settled(Tag::Complete, seq);
+    pub(crate) fn complete(&mut self, lane: u32, before: u64, seq: u64, attempt: u32, result: &[u8]) {
+        let last = match &mut self.group {
+            // The next one of the group: the count follows from its place.
+            Some(g)
+                if g.tag == Tag::Complete
+                    && (g.lane, g.next) == (lane, before)
+                    && g.items < u16::MAX
+                    && self.buf.len() < self.record_bytes =>
+            {
+                g.items += 1;
+                self.count += 1;
+                g.next += 1;
+                std::mem::replace(&mut g.seq, seq)
+            }
+            _ => {
+                self.group_by(Tag::Complete, lane, 0, seq);
+                self.number(u64::from(lane));
+                self.number(before);
+                if let Some(g) = &mut self.group {
+                    g.next = before + 1;
+                }
+                0
+            }
+        };
+        self.difference(seq, last);
         self.number(u64::from(attempt));
         self.put(result);
     }
@@ -138,14 +168,12 @@ impl Ops {
         self.settled(Tag::Cancel, seq);
     }
 
-    #[allow(dead_code)] // for snapshots
     pub(crate) fn count(&mut self, lane: u32, completed: u64) {
         self.group(Tag::Count, 0);
         self.number(u64::from(lane));
         self.number(completed);
     }
 
-    #[allow(dead_code)] // for snapshots
     pub(crate) fn task(&mut self, w: &Whole<'_>) {
         self.group_of(Tag::Task, w.lane, w.watcher, w.seq);
         self.number(w.seq);
@@ -164,6 +192,11 @@ impl Ops {
     fn settled(&mut self, tag: Tag, seq: u64) {
         let last = self.group.map_or(0, |g| g.seq);
         let before = if self.group_by(tag, 0, 0, seq) { 0 } else { last };
+        self.difference(seq, before);
+    }
+
+    #[inline]
+    fn difference(&mut self, seq: u64, before: u64) {
         let difference = seq.wrapping_sub(before) as i64;
         self.number(((difference << 1) ^ (difference >> 63)) as u64);
     }
@@ -189,15 +222,15 @@ impl Ops {
             && g.tag == tag
             && (g.lane, g.watcher) == (lane, watcher)
             && g.items < u16::MAX
-            && tag != Tag::Submit
-            && self.buf.len() < RECORD_BYTES
+            && !matches!(tag, Tag::Submit | Tag::Complete)
+            && self.buf.len() < self.record_bytes
         {
             g.items += 1;
             g.seq = seq;
             self.count += 1;
             return false;
         }
-        if self.buf.len() >= RECORD_BYTES {
+        if self.buf.len() >= self.record_bytes {
             self.rotate(Vec::new());
         }
         self.close();
@@ -205,7 +238,7 @@ impl Ops {
         if self.buf.is_empty() {
             self.buf.extend_from_slice(&[0; 8]); // the time, known when the record is sealed
         }
-        self.group = Some(Group { start: self.buf.len(), tag, lane, watcher, items: 1, seq });
+        self.group = Some(Group { start: self.buf.len(), tag, lane, watcher, items: 1, seq, next: 0 });
         self.buf.extend_from_slice(&[tag as u8, 0, 0]);
         true
     }

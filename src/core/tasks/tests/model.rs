@@ -245,13 +245,24 @@ fn comes_back(room: &Room, records: &[Vec<u8>]) {
     assert!(was == is, "{} tasks came back as {}; {:?} {:?}", was.0.len(), is.0.len(), was.1, is.1);
 }
 
-/// Runs calls while records are written now and then, each some calls after it was begun.
-fn run_with_a_slow_disk(ops: &[Op], disk: &[bool]) {
+/// Runs calls while records are written now and then, each some calls after it was begun. A snapshot begins on the way and
+/// is taken a page at a time; with the records behind it, it stands for the records before.
+fn run_with_a_slow_disk(ops: &[Op], disk: &[bool], snapshot_at: usize) {
     let mut room = stage(Durability::Journal);
     let (mut model, mut records, mut writing) = (Model::default(), Vec::new(), false);
-    for (op, tick) in ops.iter().zip(disk.iter().cycle()) {
+    let (mut snapshot, mut written, mut behind) = (None, Vec::new(), 0);
+    for (n, (op, tick)) in ops.iter().zip(disk.iter().cycle()).enumerate() {
         apply(&mut room, &mut model, op);
         room.said();
+        if n == snapshot_at {
+            behind = records.len() - usize::from(writing);
+            snapshot = Some(room.board.begin_snapshot());
+        }
+        if let Some(s) = &mut snapshot
+            && *tick
+        {
+            written.extend(room.board.snapshot_step(s, room.now, 1).unwrap_or_default());
+        }
         if *tick && writing {
             room.board.committed();
             writing = false;
@@ -266,6 +277,20 @@ fn run_with_a_slow_disk(ops: &[Op], disk: &[bool]) {
     }
     records.extend(room.commit());
     comes_back(&room, &records);
+    if let Some(mut s) = snapshot {
+        while let Some(more) = room.board.snapshot_step(&mut s, room.now, 1) {
+            written.extend(more);
+        }
+        let mut short: Vec<Vec<u8>> = Vec::new();
+        let mut rest = &written[..];
+        while let Some((length, body)) = rest.split_first_chunk() {
+            let (record, more) = body.split_at(u32::from_le_bytes(*length) as usize);
+            short.push(record.to_vec());
+            rest = more;
+        }
+        short.extend_from_slice(&records[behind..]);
+        comes_back(&room, &short);
+    }
     let (durable_below, sealed_below) = room.board.bounds();
     assert_eq!(durable_below, sealed_below);
 }
@@ -438,7 +463,11 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_committed_comes_back(ops in ops(), disk in prop::collection::vec(any::<bool>(), 1..20)) {
-        run_with_a_slow_disk(&ops, &disk);
+    fn whatever_is_committed_comes_back(
+        ops in ops(),
+        disk in prop::collection::vec(any::<bool>(), 1..20),
+        snapshot_at in 0..60_usize,
+    ) {
+        run_with_a_slow_disk(&ops, &disk, snapshot_at);
     }
 }

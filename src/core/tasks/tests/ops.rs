@@ -11,7 +11,7 @@ enum Said {
     Epoch(u32),
     Lane(u32, String, Vec<String>),
     Submit(u32, u64, Option<Tick>, Vec<u8>, Vec<u8>),
-    Complete(u64, u32, Vec<u8>),
+    Complete(u32, u64, u64, u32, Vec<u8>),
     Retry(u64, u32, u16, Option<Tick>, String),
     Bury(u64, u32, u16, String),
     Cancel(u64),
@@ -27,7 +27,7 @@ fn write(ops: &mut Ops, said: &Said) {
         Said::Submit(lane, seq, Some(due), ext, payload) => {
             ops.later(*lane, *lane + 1, *seq, *due, ext, payload);
         }
-        Said::Complete(seq, attempt, result) => ops.complete(*seq, *attempt, result),
+        Said::Complete(lane, n, seq, attempt, result) => ops.complete(*lane, *n - 1, *seq, *attempt, result),
         Said::Retry(seq, attempt, failed, due, error) => ops.retry(*seq, *attempt, *failed, *due, error),
         Said::Bury(seq, attempt, failed, error) => ops.bury(*seq, *attempt, *failed, error),
         Said::Cancel(seq) => ops.cancel(*seq),
@@ -58,7 +58,9 @@ fn owned(d: Decision<'_>) -> Said {
             assert_eq!(watcher, lane + 1);
             Said::Submit(lane, seq, due, ext.into(), payload.into())
         }
-        Decision::Complete { seq, attempt, result } => Said::Complete(seq, attempt, result.into()),
+        Decision::Complete { lane, completed, seq, attempt, result } => {
+            Said::Complete(lane, completed, seq, attempt, result.into())
+        }
         Decision::Retry { seq, attempt, failed, due, error } => {
             Said::Retry(seq, attempt, failed, due, error.into())
         }
@@ -91,7 +93,8 @@ fn decisions() -> impl Strategy<Value = Vec<Said>> {
             e,
             p
         )),
-        (seq(), any::<u32>(), bytes()).prop_map(|(s, a, r)| Said::Complete(s, a, r)),
+        (lane(), 1..3_u64, seq(), any::<u32>(), bytes())
+            .prop_map(|(l, n, s, a, r)| Said::Complete(l, n, s, a, r)),
         (seq(), any::<u32>(), any::<u16>(), time(), ".{0,9}")
             .prop_map(|(s, a, f, t, e)| Said::Retry(s, a, f, t, e)),
         (seq(), any::<u32>(), any::<u16>(), ".{0,9}").prop_map(|(s, a, f, e)| Said::Bury(s, a, f, e)),
@@ -113,7 +116,9 @@ fn next(said: &Said, i: u64) -> Said {
         Said::Submit(lane, seq, due, ext, payload) => {
             Said::Submit(lane, seq.saturating_add(i), due, ext, payload)
         }
-        Said::Complete(seq, attempt, result) => Said::Complete(seq.saturating_add(i), attempt, result),
+        Said::Complete(lane, n, seq, attempt, result) => {
+            Said::Complete(lane, n + i, seq.saturating_add(i), attempt, result)
+        }
         other => other,
     }
 }
@@ -121,7 +126,7 @@ fn next(said: &Said, i: u64) -> Said {
 proptest! {
     #[test]
     fn decisions_are_read_as_they_were_written(all in decisions()) {
-        let mut ops = Ops::default();
+        let mut ops = Ops::new(1 << 23);
         all.iter().for_each(|said| write(&mut ops, said));
         let mut records = ops.seal(Tick(77), Vec::new());
         prop_assert!(ops.is_empty() && ops.bytes() == 0);
@@ -153,10 +158,10 @@ proptest! {
 
 #[test]
 fn a_cycle_takes_few_bytes_besides_its_payload() {
-    let mut ops = Ops::default();
+    let mut ops = Ops::new(1 << 23);
     let (n, first) = (100, 1_764_000_000_000_000);
     (0..n).for_each(|i| ops.submit(3, 7, first + i, &[], &[7; 256]));
-    (0..n).for_each(|i| ops.complete(first + i, 1, &[7; 64]));
+    (0..n).for_each(|i| ops.complete(3, 50 + i, first + i, 1, &[7; 64]));
     let body = &ops.seal(Tick(1), Vec::new())[0].0;
     let each = body.len() as f64 / n as f64 - 256.0 - 64.0;
     assert!(each < 8.0, "{each} bytes besides payload and result");
@@ -164,9 +169,9 @@ fn a_cycle_takes_few_bytes_besides_its_payload() {
 
 #[test]
 fn what_is_too_long_for_one_record_goes_into_several() {
-    let (mut ops, payload) = (Ops::default(), vec![7; 100_000]);
+    let (mut ops, payload) = (Ops::new(1 << 23), vec![7; 100_000]);
     (0..400).for_each(|i| ops.submit(1, 2, 1_000 + i, &[], &payload));
-    (0..400).for_each(|i| ops.complete(1_000 + i, 1, &payload));
+    (0..400).for_each(|i| ops.complete(1, 7 + i, 1_000 + i, 1, &payload));
     let records = ops.seal(Tick(5), Vec::new());
     assert!(records.len() > 4 && records.iter().all(|r| r.0.len() < 9_000_000));
     let mut seen = Vec::new();
@@ -182,7 +187,7 @@ fn what_is_too_long_for_one_record_goes_into_several() {
     }
     let expected = (0..800).map(|i| match i {
         0..400 => Said::Submit(1, 1_000 + i, None, vec![], payload.clone()),
-        _ => Said::Complete(600 + i, 1, payload.clone()),
+        _ => Said::Complete(1, i - 392, 600 + i, 1, payload.clone()),
     });
     assert!(seen.into_iter().eq(expected));
 }

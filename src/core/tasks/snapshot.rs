@@ -1,0 +1,102 @@
+//! The state of a board, written down while it goes on.
+//!
+//! A snapshot is taken in small steps between batches, so nobody waits for it; each task is written as it is when its turn
+//! comes. What happened after the snapshot began is in the journal behind its position, and is replayed over it. That works because
+//! every decision states what became of a task: applied to a task that was written later, it changes nothing.
+
+use hive_proto::TaskState;
+
+use super::Board;
+use super::ops::{Ops, Whole};
+use super::table::Slot;
+use crate::core::time::Tick;
+
+/// How far a snapshot has come.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Pages of the table when it began. Later ones are in the journal.
+    pages: Vec<u64>,
+    next: usize,
+    begun: bool,
+    /// Lanes that have been written.
+    lanes: usize,
+    ops: Ops,
+}
+
+impl Board {
+    /// Begins a snapshot. It belongs to the position of the last committed record.
+    pub fn begin_snapshot(&self) -> Snapshot {
+        Snapshot {
+            pages: self.table.page_numbers(),
+            next: 0,
+            begun: false,
+            lanes: 0,
+            ops: Ops::new(self.limits.record_bytes),
+        }
+    }
+
+    /// Writes down some more: about `bytes`, as records of which each follows its length (u32). `None` when there is nothing
+    /// more; the snapshot is whole once all that was decided until then is committed.
+    pub fn snapshot_step(&self, s: &mut Snapshot, now: Tick, bytes: usize) -> Option<Vec<u8>> {
+        if !std::mem::replace(&mut s.begun, true) {
+            s.ops.epoch(self.identity.epoch);
+        }
+        // Pages that were there may have got tasks of lanes that were not.
+        for at in s.lanes..self.lanes.len() {
+            self.write_lane(at, &mut s.ops);
+        }
+        s.lanes = self.lanes.len();
+        while s.ops.bytes() < bytes {
+            let Some(page) = s.pages.get(s.next) else { break };
+            s.next += 1;
+            for slot in self.table.slots_of_page(*page) {
+                self.write_task(slot, &mut s.ops);
+            }
+        }
+        let mut out = Vec::with_capacity(s.ops.bytes() + 16);
+        for (body, _) in s.ops.seal(now, Vec::new()) {
+            out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            out.extend_from_slice(&body);
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// What the records behind the snapshot take for granted: lanes by their numbers, and what a queue has counted.
+    fn write_lane(&self, at: usize, ops: &mut Ops) {
+        let lane = &self.lanes[at];
+        let queue = &self.queues[lane.queue as usize];
+        if queue.is_durable() {
+            ops.lane(at as u32, &queue.name, &lane.labels);
+            if lane.labels.is_empty() {
+                ops.count(at as u32, queue.completed);
+            }
+        }
+    }
+
+    fn write_task(&self, slot: Slot, ops: &mut Ops) {
+        if !self.is_durable(slot) {
+            return;
+        }
+        let (r, seq) = (&self.table[slot], self.table.seq(slot));
+        let (state, arena) = match r.state {
+            // Leases end with the process.
+            TaskState::Waiting | TaskState::Running => (TaskState::Waiting, &self.payloads),
+            TaskState::Scheduled => (r.state, &self.delayed),
+            TaskState::Dead => (r.state, &self.dead),
+            _ => (r.state, &self.results),
+        };
+        ops.task(&Whole {
+            lane: r.lane,
+            watcher: r.watcher.0,
+            seq,
+            state,
+            attempt: r.attempt,
+            failed: r.failed,
+            attempts_max: r.attempts_max,
+            time: if state == TaskState::Waiting { Tick::ZERO } else { r.deadline },
+            error: self.errors.get(&seq).map_or("", |e| e),
+            ext_len: if state.is_final() && state != TaskState::Dead { 0 } else { r.ext_len },
+            bytes: arena.get(r.blob),
+        });
+    }
+}
