@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, StreamHandler};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, MessageResult, StreamHandler};
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Condvar, Mutex};
 
-use super::journal::{AppendError, Position, Resolved, Writer};
+use super::journal::{AppendError, Position, Resolved, Segment, Writer};
 use super::mailbox::Inlet;
 use super::supervise::DeathGuard;
 
@@ -326,6 +326,19 @@ impl<W: Writer + Unpin + 'static> Handler<Trim> for Journaler<W> {
                 tracing::warn!(error = %e, "a segment that nobody needs stays");
             }
         }
+    }
+}
+
+/// Asks for the segments, as far as they are durable.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "Vec<Segment>")]
+pub struct GetSegments;
+
+impl<W: Writer + Unpin + 'static> Handler<GetSegments> for Journaler<W> {
+    type Result = MessageResult<GetSegments>;
+
+    fn handle(&mut self, _: GetSegments, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.legacy.borrow().writer.segments())
     }
 }
 

@@ -1,18 +1,42 @@
 //! What HTTP asks of the server.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::Server;
 use crate::actors::{dispatcher, hub, journaler, sessions};
-use crate::edge::http::{Control, FaultOutcome};
+use crate::edge::http::{Control, FaultOutcome, Pieces};
+use crate::edge::journal::{archive_bytes, segment_parts, snapshot_parts, write_archive};
 use crate::edge::{clock, host};
 
 /// Agents listed in the status.
 const AGENTS_MAX: usize = 1000;
+
+/// Pieces of a backup that wait for the client, and their size, bytes.
+const PIECES: usize = 4;
+const PIECE_BYTES: usize = 256 * 1024;
+/// How often the files of a backup are looked for anew.
+const BACKUP_TRIES: u32 = 10;
+
+/// What is written goes to the client, as fast as it reads.
+struct Sending(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl Write for Sending {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 impl Control for Arc<Server> {
     fn authorized(&self, token: &str) -> bool {
@@ -51,6 +75,11 @@ impl Control for Arc<Server> {
 
     fn stop(&self) {
         self.stop.notify_one();
+    }
+
+    fn backup(&self) -> LocalBoxFuture<'static, Result<Pieces, String>> {
+        let server = self.clone();
+        Box::pin(async move { server.copy_journal().await })
     }
 
     fn fault(&self, actor: &str, shard: usize) -> FaultOutcome {
@@ -116,6 +145,43 @@ impl Server {
                 "published": sum(|h| h.counters.published), "delivered": sum(|h| h.delivered), "lost": sum(|h| h.lost),
             },
         })
+    }
+
+    /// Opens what is to be copied, and reads it on a thread of its own as the client takes it.
+    async fn copy_journal(&self) -> Result<Pieces, String> {
+        let (Some(dir), Some(journaler)) = (&self.config.data_dir, &self.journaler) else {
+            return Err("all queues are in memory: there is no journal".into());
+        };
+        let dir = dir.join("journal");
+        let mut tries = 0;
+        let parts = loop {
+            let cannot = |e: std::io::Error| format!("the journal cannot be read: {e}");
+            let mut parts = snapshot_parts(&dir).map_err(cannot)?;
+            let addr = journaler.addr().ok_or("the journaler is being made anew; try again")?;
+            let segments = addr.send(journaler::GetSegments).await.map_err(|e| e.to_string())?;
+            match segment_parts(&dir, &segments) {
+                Ok(more) => {
+                    parts.extend(more);
+                    break parts;
+                }
+                // Trimmed in between: a later snapshot covers it.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && tries < BACKUP_TRIES => tries += 1,
+                Err(e) => return Err(cannot(e)),
+            }
+        };
+        let bytes = archive_bytes(&parts);
+        let (tx, pieces) = mpsc::channel(PIECES);
+        let writer = std::io::BufWriter::with_capacity(PIECE_BYTES, Sending(tx.clone()));
+        std::thread::Builder::new()
+            .name("backup".into())
+            .spawn(move || {
+                if let Err(e) = write_archive(parts, writer) {
+                    tracing::warn!(error = %e, "a backup was cut short");
+                    let _ = tx.blocking_send(Err(e));
+                }
+            })
+            .map_err(|e| format!("no thread for the backup: {e}"))?;
+        Ok(Pieces { bytes, pieces })
     }
 
     fn journal_view(&self) -> Value {

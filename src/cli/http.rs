@@ -9,6 +9,8 @@ use super::target::Target;
 
 /// Time for the whole exchange: a command has promised to give up on its server within 5 s.
 const TIME: Duration = Duration::from_millis(3500);
+/// Silence in the middle of a long body.
+const BODY_TIME: Duration = Duration::from_secs(30);
 /// Longest answer, bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -23,30 +25,53 @@ pub(crate) struct Answer {
 pub(crate) fn ask(target: &Target, method: &str, path: &str) -> Result<Answer, Failure> {
     let answer = exchange(&target.http, method, path, &target.token);
     let answer = answer.map_err(|e| Failure::unreachable(&target.http, e))?;
+    judge(&format!("{method} {path}"), answer)
+}
+
+fn judge(what: &str, answer: Answer) -> Result<Answer, Failure> {
     match answer.status {
         200..=299 => Ok(answer),
         401 | 403 => Err(Failure::new("the server refused the token", format!("HTTP {}", answer.status))
             .next("give the server's token with --token or HIVE_TOKEN")),
-        status => Err(Failure::new(
-            format!("{method} {path} failed"),
-            format!("HTTP {status} {}", answer.body.trim()),
-        )
-        .next("check that --http names the HTTP port of a Hive server")),
+        status => {
+            Err(Failure::new(format!("{what} failed"), format!("HTTP {status} {}", answer.body.trim()))
+                .next("check that --http names the HTTP port of a Hive server"))
+        }
     }
+}
+
+/// Asks for a body of any length; what is given ends where the server ends it.
+pub(crate) fn download(target: &Target, path: &str) -> Result<impl io::Read + use<>, Failure> {
+    let begin = || -> io::Result<(u16, Vec<u8>, TcpStream)> {
+        let mut stream = request(&target.http, "GET", path, &target.token)?;
+        stream.set_read_timeout(Some(BODY_TIME))?;
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 16 * 1024];
+        while split(&bytes).is_none() {
+            match stream.read(&mut chunk)? {
+                0 => break,
+                n => bytes.extend_from_slice(&chunk[..n]),
+            }
+        }
+        let no_http = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
+        let (_, body) = split(&bytes).ok_or_else(no_http)?;
+        let status = parse(&bytes).ok_or_else(no_http)?.status;
+        Ok((status, body.to_vec(), stream))
+    };
+    let (status, body, stream) = begin().map_err(|e| Failure::unreachable(&target.http, e))?;
+    let mut rest = io::Cursor::new(body).chain(stream);
+    if status == 200 {
+        return Ok(rest);
+    }
+    let mut text = String::new();
+    let _ = rest.by_ref().take(4096).read_to_string(&mut text); // for the message only
+    judge(&format!("GET {path}"), Answer { status, body: text }).map(|_| rest)
 }
 
 /// One request on a connection of its own.
 pub(crate) fn exchange(address: &str, method: &str, path: &str, token: &str) -> io::Result<Answer> {
     let end = Instant::now() + TIME;
-    let mut stream = connect(address)?;
-    let authorization = match token {
-        "" => String::new(),
-        token => format!("Authorization: Bearer {token}\r\n"),
-    };
-    let request =
-        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{authorization}Content-Length: 0\r\n\r\n");
-    stream.set_write_timeout(Some(TIME))?;
-    stream.write_all(request.as_bytes())?;
+    let mut stream = request(address, method, path, token)?;
     let mut bytes = Vec::new();
     let mut chunk = [0; 16 * 1024];
     while !complete(&bytes) {
@@ -67,6 +92,20 @@ pub(crate) fn exchange(address: &str, method: &str, path: &str, token: &str) -> 
         }
     }
     parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
+}
+
+/// Sends a request and gives the connection for the answer.
+fn request(address: &str, method: &str, path: &str, token: &str) -> io::Result<TcpStream> {
+    let mut stream = connect(address)?;
+    let authorization = match token {
+        "" => String::new(),
+        token => format!("Authorization: Bearer {token}\r\n"),
+    };
+    let request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{authorization}Content-Length: 0\r\n\r\n");
+    stream.set_write_timeout(Some(TIME))?;
+    stream.write_all(request.as_bytes())?;
+    Ok(stream)
 }
 
 fn connect(address: &str) -> io::Result<TcpStream> {

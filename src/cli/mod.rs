@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "commands live in real time: they wait, measure and give up")]
 
 mod analyse;
+mod backup;
 mod demo;
 mod demo_worker;
 mod explain;
@@ -64,6 +65,10 @@ enum Command {
     Top(top::Args),
     /// Analyse the files below a directory with a fleet of workers.
     Demo(demo::Args),
+    /// Copy the journal of a running server.
+    Backup(backup::BackupArgs),
+    /// Put a backup where a server finds it.
+    Restore(backup::RestoreArgs),
     /// Look at a journal that no server uses.
     Journal(journal::Args),
     /// Explain an error code.
@@ -88,6 +93,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Request(a) => wait_for(messages::request(a)),
         Command::Top(a) => top::run(&a),
         Command::Demo(a) => wait_for(demo::run(a)),
+        Command::Backup(a) => backup::backup(&a),
+        Command::Restore(a) => backup::restore(&a),
         Command::Journal(a) => journal::run(&a),
         Command::Explain(a) => explain::run(&a),
         Command::Version(a) => explain::version(&a),
@@ -144,6 +151,8 @@ mod tests {
             "hive journal verify d --json",
             "hive journal inspect d --from 3 --count 2",
             "hive journal stats d",
+            "hive backup d --http 127.0.0.1:1 --json",
+            "hive restore d e --json",
             "hive explain 304",
             "hive version --json",
         ] {

@@ -1,5 +1,9 @@
 //! Tasks that survive the server: kill -9, stops, and what clients see of it.
 
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use hive_proto::items::Task;
 use hive_proto::{Code, Op, TaskState};
 
@@ -163,7 +167,7 @@ fn a_damaged_journal_is_refused() {
 
 #[test]
 fn a_journal_needs_a_place() {
-    let mut command = std::process::Command::new(binary());
+    let mut command = Command::new(binary());
     command.args(["start", "--durability", "journal", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     let (code, text) = outcome(&mut command);
     assert_eq!(code, Some(78), "{text}");
@@ -200,7 +204,8 @@ fn snapshots_are_taken_and_the_journal_is_trimmed() {
     let mut payloads: Vec<_> =
         worker.gather(consumer, waiting.len()).into_iter().map(|t| (t.lease.task, t.payload)).collect();
     payloads.sort();
-    let expected = (0..3).flat_map(|round| (0..60).step_by(10).map(move |n| format!("{round} {n}").into_bytes()));
+    let expected =
+        (0..3).flat_map(|round| (0..60).step_by(10).map(move |n| format!("{round} {n}").into_bytes()));
     assert!(payloads.into_iter().eq(waiting.into_iter().zip(expected)));
 }
 
@@ -212,4 +217,66 @@ fn files(server: &Server) -> (usize, usize) {
         .collect();
     let count = |end: &str| names.iter().filter(|n| n.ends_with(end)).count();
     (count(".seg"), count(".snap"))
+}
+
+/// A copy is made while tasks come and go, snapshots are taken and segments removed. It has all that was acknowledged before.
+#[test]
+fn a_backup_of_a_busy_server_can_be_restored() {
+    let config = "limits.message_bytes_max = 65536\nlimits.frame_bytes_max = 65536\nlimits.results_bytes_max = 100000\n\
+                  journal.segment_bytes = 262144\njournal.snapshot_bytes = 300000";
+    let server = Server::with(config);
+    let mut client = server.client();
+    let kept = client.submit("kept", &payloads(100));
+    let stop = AtomicBool::new(false);
+    let places = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| places.path().join(name).to_string_lossy().into_owned();
+    let made = std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let (mut client, mut worker) = (server.client(), server.client());
+            let consumer = worker.work("busy", 200);
+            while !stop.load(Ordering::Relaxed) {
+                client.submit("busy", &vec![vec![7; 500]; 50]);
+                let tasks = worker.gather(consumer, 50);
+                worker.complete(&tasks);
+            }
+        });
+        let made: Vec<_> = (0..5)
+            .map(|n| {
+                std::thread::sleep(Duration::from_millis(50));
+                outcome(hive(&server).args(["backup", &path(&format!("backup-{n}"))]))
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        made
+    });
+    assert!(made.iter().all(|(code, _)| *code == Some(0)), "{made:?}");
+    // Not into a folder that has something in it, and not from one that is damaged.
+    let (code, text) = outcome(hive(&server).args(["backup", &path("backup-4")]));
+    assert!(code == Some(1) && text.contains("is not empty"), "{code:?} {text}");
+    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-4"), &path("data")]));
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-3"), &path("data")]));
+    assert!(code == Some(1) && text.contains("is not empty"), "{code:?} {text}");
+    let copy = places.path().join("backup-3/journal");
+    let damaged = std::fs::read_dir(&copy).expect("a copy").map(|f| f.expect("an entry").path());
+    damaged.filter(|p| p.extension().is_some_and(|e| e == "snap")).for_each(|p| {
+        let mut bytes = std::fs::read(&p).expect("readable");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&p, bytes).expect("writable");
+    });
+    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-3"), &path("other")]));
+    assert!(code == Some(1) && text.contains("is not good"), "{code:?} {text}");
+    let restored = Server::with(&format!("data_dir = {:?}", path("data")));
+    assert!(restored.client().query(&kept).iter().all(|t| t.state == TaskState::Waiting));
+    let mut worker = restored.client();
+    let consumer = worker.work("kept", 100);
+    assert_eq!(worker.gather(consumer, 100).len(), 100);
+}
+
+/// A command that finds the server.
+fn hive(server: &Server) -> Command {
+    let mut command = Command::new(binary());
+    command.env("HIVE_HTTP", server.http.to_string()).env("HIVE_TOKEN", &server.token);
+    command
 }

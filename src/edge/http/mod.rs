@@ -6,8 +6,10 @@ use std::sync::Arc;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::http::header::AUTHORIZATION;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use serde::Deserialize;
+use tokio::sync::mpsc;
 
 /// What HTTP needs of the server; the wiring implements it.
 pub trait Control: Send + Sync {
@@ -19,8 +21,19 @@ pub trait Control: Send + Sync {
     fn status(&self) -> LocalBoxFuture<'static, serde_json::Value>;
     /// Begins to drain.
     fn stop(&self);
+    /// A copy of the journal as an archive, piece by piece; an error if there is none to copy.
+    fn backup(&self) -> LocalBoxFuture<'static, Result<Pieces, String>>;
     /// Makes an actor panic.
     fn fault(&self, actor: &str, shard: usize) -> FaultOutcome;
+}
+
+/// An answer that comes in pieces.
+#[derive(Debug)]
+pub struct Pieces {
+    /// Length of all of them, bytes.
+    pub bytes: u64,
+    /// The pieces. A missing one, or an error, ends the connection before its time.
+    pub pieces: mpsc::Receiver<std::io::Result<Bytes>>,
 }
 
 /// What came of a fault that was asked for.
@@ -48,6 +61,7 @@ pub fn serve(listener: TcpListener, control: Arc<dyn Control>) -> std::io::Resul
             .route("/readyz", web::get().to(readyz))
             .route("/v1/status", web::get().to(status))
             .route("/v1/stop", web::post().to(stop))
+            .route("/v1/backup", web::get().to(backup))
             .route("/v1/faults/panic", web::post().to(fault))
             .default_service(web::to(unknown))
     };
@@ -91,6 +105,22 @@ struct Fault {
     actor: String,
     #[serde(default)]
     shard: usize,
+}
+
+async fn backup(control: Data, request: HttpRequest) -> HttpResponse {
+    if let Some(refused) = refuse(&control, &request) {
+        return refused;
+    }
+    match control.backup().await {
+        Ok(Pieces { bytes, pieces }) => {
+            let next =
+                |mut pieces: mpsc::Receiver<_>| async move { pieces.recv().await.map(|p| (p, pieces)) };
+            let body = futures_util::stream::unfold(pieces, next);
+            let mut answer = HttpResponse::Ok();
+            answer.content_type("application/x-tar").no_chunking(bytes).streaming(Box::pin(body))
+        }
+        Err(why) => error(503, &why),
+    }
 }
 
 async fn fault(control: Data, request: HttpRequest, fault: web::Query<Fault>) -> HttpResponse {

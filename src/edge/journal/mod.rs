@@ -33,9 +33,11 @@
 //! | `tail` | appending: the end of the last segment |
 //! | `reader` | reading by position |
 //! | `snapshots` | two generations of state |
+//! | `backup` | copying a journal that is in use |
 //! | `offline` | looking at a journal that nobody uses |
 //! | `sim` | the same journal in memory, with faults |
 
+mod backup;
 mod files;
 mod format;
 mod offline;
@@ -52,6 +54,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+pub use backup::{COPY_END, Part, archive_bytes, segment_parts, snapshot_parts, write_archive};
 pub use files::{Directory, File, Files};
 pub use offline::{Entry, survey};
 pub use reader::LocalReader;

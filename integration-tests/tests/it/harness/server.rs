@@ -47,11 +47,11 @@ impl Server {
             Ok(n) if !config.contains("shards") => format!("shards = {n}\n"),
             _ => String::new(),
         };
-        let data_dir = folder.path().join("data");
-        let text = format!(
-            "data_dir = {data_dir:?}\n{shards}{config}\n[session]\n{}\n{session}\n",
-            usual.join("\n")
-        );
+        let data_dir = match config.contains("data_dir") {
+            true => String::new(),
+            false => format!("data_dir = {:?}\n", folder.path().join("data")),
+        };
+        let text = format!("{data_dir}{shards}{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
         std::fs::write(&file, text).expect("configuration");
         Self::launch(folder)
     }
