@@ -2,9 +2,9 @@
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hive_proto::items::Task;
+use hive_proto::items::{Complete, Item, Task};
 use hive_proto::{Code, Op, TaskState};
 
 use crate::harness::{Client, Server, TaskOptions, binary, command, items, outcome, payloads};
@@ -279,4 +279,59 @@ fn hive(server: &Server) -> Command {
     let mut command = Command::new(binary());
     command.env("HIVE_HTTP", server.http.to_string()).env("HIVE_TOKEN", &server.token);
     command
+}
+
+/// Works off `n` tasks of 256 bytes in batches, and leaves `waiting` in another queue.
+fn fill(server: &Server, n: usize, waiting: usize) {
+    let (mut client, mut worker) = (server.client(), server.client());
+    let consumer = worker.work("busy", 5_000);
+    let batch = vec![vec![7; 256]; 2_500];
+    for _ in 0..n / batch.len() {
+        client.submit("busy", &batch);
+        let tasks = worker.gather(consumer, batch.len());
+        let done: Vec<_> = tasks.iter().map(|t| Complete { lease: t.lease, result: &[7; 64] }).collect();
+        let mut payload = Vec::new();
+        done.iter().for_each(|c| c.write(&mut payload));
+        client.send(Op::Ping, 0, 1, 0, &[], &[]); // stays alive while it reads
+        let id = worker.ask(Op::Complete, 0, done.len() as u16, &[], &payload);
+        worker.answer(id).expect("settled");
+        client.results(batch.len());
+    }
+    for _ in 0..waiting / batch.len() {
+        client.submit("idle", &batch);
+    }
+}
+
+/// How long a server takes from its start until it serves.
+fn restart(server: Server) -> (Server, Duration) {
+    let began = Instant::now();
+    let server = server.killed_and_started_again();
+    (server, began.elapsed())
+}
+
+#[test]
+#[ignore = "long: a gigabyte of journal, for the release profile"]
+fn a_gigabyte_of_journal_is_read_in_seconds() {
+    let server = Server::with("journal.snapshot_bytes = 100000000000");
+    fill(&server, 3_000_000, 0);
+    let bytes = server.status()["journal"]["bytes"].as_u64().expect("bytes");
+    let (server, took) = restart(server);
+    println!("{} MB of journal were read in {took:?}", bytes / 1_000_000);
+    server.queue_has("busy", "completed", 3_000_000);
+    assert!(bytes > 900_000_000 && took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
+#[ignore = "long: a million tasks, for the release profile"]
+fn a_million_waiting_tasks_are_there_again_in_seconds() {
+    let server = Server::with("limits.memory_bytes_max = 500000000");
+    fill(&server, 2_000_000, 1_000_000);
+    let (server, took) = restart(server);
+    println!(
+        "1,000,000 waiting tasks were there again after {took:?}; {} MB",
+        server.memory("VmHWM") / 1_000_000
+    );
+    server.queue_has("idle", "waiting", 1_000_000);
+    server.queue_has("busy", "completed", 2_000_000);
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }
