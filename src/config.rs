@@ -18,7 +18,7 @@ pub struct Config {
     /// Address for HTTP.
     #[schemars(with = "String")]
     pub http: SocketAddr,
-    /// Where the server keeps what outlives it (the token, for now). Without it: nothing is kept.
+    /// Where the server keeps what outlives it: the journal, and the token. Without it all queues are in memory.
     pub data_dir: Option<PathBuf>,
     /// Secret that agents must show; made up at start where it is empty.
     pub token: String,

@@ -58,6 +58,8 @@ struct Place {
     waiting: Option<Order>,
     /// A record waits or is being written.
     busy: bool,
+    /// Nobody wants it any more, unless it is durable.
+    withdrawn: bool,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +78,7 @@ impl Desk {
     pub fn put(&self, order: Order) {
         let mut place = self.0.place.lock();
         debug_assert!(!place.busy, "one record at a time");
-        *place = Place { waiting: Some(order), busy: true };
+        *place = Place { waiting: Some(order), busy: true, withdrawn: false };
         drop(place);
         self.0.journaler.wake();
     }
@@ -86,6 +88,21 @@ impl Desk {
         let mut place = self.0.place.lock();
         self.0.idle.wait_while_for(&mut place, |p| p.busy, most);
         !place.busy
+    }
+
+    /// Takes the record back, if it is not being written: one that waits for space, for example.
+    pub fn withdraw(&self) {
+        self.0.place.lock().withdrawn = true;
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.0.place.lock().withdrawn
+    }
+
+    /// The record was taken back.
+    fn dropped(&self) {
+        self.0.place.lock().busy = false;
+        self.0.idle.notify_all();
     }
 
     /// The record is dealt with. Whoever waits for that finds the news in the inlet, and whoever hears the news finds the
@@ -124,8 +141,10 @@ struct Legacy<W> {
     /// Where the dispatcher hears of it.
     inlet: Inlet,
     health: Health,
-    /// The record under way, and the end of the journal before it.
+    /// The record under way, and the end of the journal before it was tried last.
     in_hand: Option<(Order, Position)>,
+    /// It is unknown whether the last try landed.
+    in_doubt: bool,
     low_space: bool,
 }
 
@@ -178,7 +197,7 @@ pub fn factory<W: Writer + Unpin + 'static>(
     health: Health,
 ) -> impl FnMut(u32, DeathGuard) -> Journaler<W> {
     health.0.0.lock().position = writer.last().0;
-    let legacy = Legacy { writer, desk, inlet, health, in_hand: None, low_space: false };
+    let legacy = Legacy { writer, desk, inlet, health, in_hand: None, in_doubt: false, low_space: false };
     let legacy = Rc::new(RefCell::new(legacy));
     move |_, guard| Journaler { legacy: legacy.clone(), guard, fault: false }
 }
@@ -195,25 +214,19 @@ enum Next {
 impl<W: Writer + Unpin> Legacy<W> {
     /// Tries to append the record in hand.
     fn write(&mut self) -> Next {
-        let Some((order, before)) = &self.in_hand else { return Next::Rest };
-        // A panic between the append and here must not append it twice.
-        let landed = (self.writer.last() > *before).then(|| self.writer.last());
-        let appended = match landed {
-            Some(position) => Ok(position),
-            None => append(&mut self.writer, order),
-        };
-        match appended {
-            Ok(position) => {
+        match self.append() {
+            None => Next::Rest,
+            Some(Ok(position)) => {
                 self.durable(position);
                 Next::Rest
             }
-            Err(AppendError::NotSent) => Next::Again,
-            Err(AppendError::Full) => {
+            Some(Err(AppendError::NotSent | AppendError::Unknown)) => self.again(),
+            Some(Err(AppendError::Full)) => {
                 self.health.0.0.lock().low_space = true;
                 self.inlet.journaled(Journaled::Full);
-                Next::Again
+                self.again()
             }
-            Err(e) => {
+            Some(Err(e)) => {
                 let text = e.to_string();
                 tracing::error!(error = text, "the journal takes nothing any more");
                 self.health.0.0.lock().failed = Some(text.clone());
@@ -223,6 +236,40 @@ impl<W: Writer + Unpin> Legacy<W> {
                 Next::Rest
             }
         }
+    }
+
+    /// Certainly not durable, or in doubt: it is tried again, unless it was taken back.
+    fn again(&mut self) -> Next {
+        if self.in_doubt || !self.desk.is_withdrawn() {
+            return Next::Again;
+        }
+        self.in_hand = None;
+        self.desk.dropped();
+        Next::Rest
+    }
+
+    /// One try; first it finds out what became of the one before. `None`: there is nothing to append.
+    fn append(&mut self) -> Option<Result<Position, AppendError>> {
+        let (order, before) = self.in_hand.as_mut()?;
+        if self.in_doubt {
+            match self.writer.resolve() {
+                Ok(Resolved::Landed(position)) => {
+                    self.in_doubt = false;
+                    return Some(Ok(position));
+                }
+                // A barrier may stand there now.
+                Ok(Resolved::Lost) => *before = self.writer.last(),
+                Err(e) => return Some(Err(e)),
+            }
+            self.in_doubt = false;
+        }
+        // A panic between the append and here must not append it twice.
+        if self.writer.last() > *before {
+            return Some(Ok(self.writer.last()));
+        }
+        let appended = self.writer.append(&order.body, order.ops);
+        self.in_doubt = appended == Err(AppendError::Unknown);
+        Some(appended)
     }
 
     fn durable(&mut self, position: Position) {
@@ -247,17 +294,6 @@ impl<W: Writer + Unpin> Legacy<W> {
             tracing::warn!(low, "space for the journal");
             self.inlet.journaled(Journaled::LowSpace(low));
         }
-    }
-}
-
-/// Appends, and finds out what became of it where that is unknown.
-fn append<W: Writer>(writer: &mut W, order: &Order) -> Result<Position, AppendError> {
-    match writer.append(&order.body, order.ops) {
-        Err(AppendError::Unknown) => match writer.resolve()? {
-            Resolved::Landed(position) => Ok(position),
-            Resolved::Lost => Err(AppendError::NotSent),
-        },
-        other => other,
     }
 }
 
@@ -352,5 +388,77 @@ impl<W: Writer + Unpin + 'static> Handler<Fault> for Journaler<W> {
 
     fn handle(&mut self, _: Fault, _: &mut Self::Context) {
         self.fault = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::journal::{Journal, Reader};
+    use crate::edge::journal::sim::{Faults, SimJournal};
+
+    /// A store that loses, refuses and doubts what it is given: each record lands once, in order, and is told as durable only then.
+    #[test]
+    fn each_record_lands_once_whatever_the_store_does() {
+        for seed in 0..300 {
+            let mut journal = SimJournal::new(seed, Faults::default());
+            let (writer, _) = journal.fence(1, "node").expect("fenced");
+            let (inlet, desk) = (Inlet::default(), Desk::default());
+            let mut legacy = Legacy {
+                writer,
+                desk,
+                inlet: inlet.clone(),
+                health: Health::default(),
+                in_hand: None,
+                in_doubt: false,
+                low_space: false,
+            };
+            journal.set_faults(Faults {
+                not_sent: 200,
+                full: 100,
+                landed: 200,
+                late: 100,
+                lost: 200,
+                ..Faults::default()
+            });
+            for n in 0..20_u8 {
+                let before = legacy.writer.last();
+                legacy.in_hand = Some((Order { incarnation: 0, body: vec![n], ops: 1 }, before));
+                while legacy.write() == Next::Again {}
+                let mut news = Vec::new();
+                inlet.take_journaled(&mut news);
+                let durable = news.iter().filter(|j| matches!(j, Journaled::Durable(o, _) if o.body == [n]));
+                assert_eq!(durable.count(), 1, "seed {seed}, record {n}: {news:?}");
+            }
+            let (mut reader, mut at, mut bodies) = (journal.reader(), Position::NONE, Vec::new());
+            while let Some(r) = reader.next(&mut at).expect("readable") {
+                bodies.extend((r.ops > 0).then_some(r.body[0]).filter(|_| r.ops > 0));
+            }
+            assert_eq!(bodies, (0..20).collect::<Vec<_>>(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_waits_for_space_can_be_taken_back() {
+        let mut journal = SimJournal::new(1, Faults::default());
+        let (writer, _) = journal.fence(1, "node").expect("fenced");
+        let before = writer.last();
+        let desk = Desk::default();
+        desk.0.place.lock().busy = true;
+        let mut legacy = Legacy {
+            writer,
+            desk: desk.clone(),
+            inlet: Inlet::default(),
+            health: Health::default(),
+            in_hand: Some((Order { incarnation: 0, body: vec![1], ops: 1 }, before)),
+            in_doubt: false,
+            low_space: false,
+        };
+        journal.set_faults(Faults { full: 1000, ..Faults::default() });
+        assert_eq!(legacy.write(), Next::Again);
+        assert!(!desk.wait_idle(Duration::from_millis(1)));
+        desk.withdraw();
+        assert_eq!(legacy.write(), Next::Rest);
+        assert!(desk.wait_idle(Duration::from_millis(1)) && legacy.in_hand.is_none());
     }
 }

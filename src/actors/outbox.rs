@@ -64,6 +64,8 @@ pub struct OutboxLimits {
     /// Longest message, bytes.
     pub message_bytes_max: usize,
     total: AtomicUsize,
+    /// What actors have gathered of long answers, to be queued when the journal allows it, bytes.
+    gathered: AtomicUsize,
     open: AtomicUsize,
     kept: AtomicUsize,
 }
@@ -71,13 +73,24 @@ pub struct OutboxLimits {
 impl OutboxLimits {
     /// Bounds of one outbox, of all together, and of one message, bytes.
     pub fn new(bytes_max: usize, total_bytes_max: usize, message_bytes_max: usize) -> Self {
-        let (total, open, kept) = Default::default();
-        Self { bytes_max, total_bytes_max, message_bytes_max, total, open, kept }
+        let (total, gathered, open, kept) = Default::default();
+        Self { bytes_max, total_bytes_max, message_bytes_max, total, gathered, open, kept }
     }
 
     /// What may still be queued, bytes.
     pub fn room(&self) -> usize {
-        self.total_bytes_max.saturating_sub(self.total.load(Ordering::Relaxed))
+        let held = self.total.load(Ordering::Relaxed) + self.gathered.load(Ordering::Relaxed);
+        self.total_bytes_max.saturating_sub(held)
+    }
+
+    /// Counts what is gathered to be queued later.
+    pub fn gathered(&self, bytes: usize) {
+        self.gathered.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// It is queued, or dropped.
+    pub fn released(&self, bytes: usize) {
+        self.gathered.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// What each outbox may hold when together they hold much: those that do not read must not take the room of those

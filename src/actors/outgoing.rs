@@ -30,6 +30,10 @@ pub(crate) struct Outgoing {
     touched: Vec<usize>,
     /// Sessions that end with the batch.
     leaving: Vec<SessionId>,
+    /// Long answers and, if what is gathered may stay long, outcomes, bytes.
+    gathered: usize,
+    /// What is gathered waits for the journal.
+    held: bool,
     last: (SessionId, usize),
     /// The answer given last was `Ok`.
     pub(crate) last_ok: bool,
@@ -152,12 +156,19 @@ impl Outgoing {
             by_session: HashMap::with_hasher(foldhash::fast::FixedState::default()),
             touched: Vec::new(),
             leaving: Vec::new(),
+            gathered: 0,
+            held: false,
             last: (SessionId(0), 0),
             last_ok: false,
             muted: false,
             delivered: 0,
             lost: 0,
         }
+    }
+
+    /// Destinations of what waits for the journal.
+    pub(crate) fn held(directory: Arc<Directory>) -> Self {
+        Self { held: true, ..Self::new(directory) }
     }
 
     /// Pushes what has been gathered, the latest first: an assignment is worth more than the acknowledgement before it.
@@ -177,6 +188,7 @@ impl Outgoing {
             pool::give(std::mem::take(&mut d.data));
             d.early.clear();
         }
+        self.directory.outbox_limits.released(std::mem::take(&mut self.gathered));
         self.forget_leaving();
     }
 
@@ -197,7 +209,13 @@ impl Outgoing {
             let d = &mut self.dests[self.touched[at]];
             d.close_frame();
             let ids: Vec<u32> = answers(d).collect();
+            // Outcomes that are not pushed can be asked for, if they happened.
+            let pushed = Frames(&d.data).chain(d.large.iter().flat_map(|(_, frame)| Frames(frame)));
+            let outcomes: u64 =
+                pushed.filter(|f| f.prefix.op == Op::Result as u8).map(|f| u64::from(f.prefix.count)).sum();
+            let missed = d.missed + outcomes;
             d.clear();
+            d.missed = missed;
             let header = messages::encode(error);
             for id in ids {
                 FrameBuilder::begin(&mut d.answers, Op::Error, 0, id, &[&header]).finish(&mut d.answers, 0);
@@ -217,7 +235,9 @@ impl Outgoing {
 
     /// Forgets a destination once it has got what was gathered for it.
     pub(crate) fn closed(&mut self, session: SessionId) {
-        self.leaving.push(session);
+        if self.by_session.contains_key(&session) {
+            self.leaving.push(session);
+        }
     }
 
     fn forget_leaving(&mut self) {
@@ -293,19 +313,33 @@ impl Outgoing {
         }
     }
 
+    /// Counts what an item has added to a destination.
+    #[inline]
+    fn count_gathered(&mut self, to: SessionId, before: usize) {
+        let bytes = self.dest(to).map_or(0, |d| d.data.len().saturating_sub(before));
+        self.gathered += bytes;
+        self.directory.outbox_limits.gathered(bytes);
+    }
+
     /// Appends an item that may be dropped when the receiver is slow.
     #[inline]
     fn droppable<'a>(&mut self, to: SessionId, op: Op, item: &impl Item<'a>) {
+        let full = self.held && self.directory.outbox_limits.room() == 0;
+        let held = self.held;
         let Some(d) = self.dest(to) else { return };
         if d.full {
             // It may have drained since; asking costs a lock, but only while it is slow.
             d.full = d.is_full();
         }
-        if d.full {
+        if d.full || full {
             d.missed += 1;
             self.lost += 1;
         } else {
+            let before = d.data.len();
             self.item(to, op, 0, item);
+            if held {
+                self.count_gathered(to, before);
+            }
         }
     }
 }
@@ -362,9 +396,10 @@ impl TaskSink for Outgoing {
     /// A question of a few bytes may have an answer of many, so these answers are refused where others are queued.
     fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>) {
         let message_bytes_max = self.directory.outbox_limits.message_bytes_max;
+        let full = self.directory.outbox_limits.room() == 0;
         let Some(d) = self.dest(to) else { return };
         d.close_frame();
-        if d.is_full() {
+        if d.is_full() || full {
             let text = "the answers before this one have not been read";
             return TaskSink::error(
                 self,
@@ -388,7 +423,10 @@ impl TaskSink for Outgoing {
             }
         }
         d.open = Some(OpenFrame { op: Op::Tasks, id: request, frame, count });
+        let bytes = d.data.len() - start;
         d.close_frame(); // as fragments, where the results are long
+        self.gathered += bytes;
+        self.directory.outbox_limits.gathered(bytes);
     }
 
     fn hold(&mut self, _: bool) {} // whoever has this sink decides when it is flushed

@@ -107,9 +107,9 @@ impl<S: Snapshots> Snapshotter<S> {
     fn take(&mut self, take: &Take) -> Result<u64, SnapshotError> {
         let bytes = self.snapshots.put(take.at, &mut |to| take.fill(to))?;
         self.snapshots.gc()?;
-        // An older generation is of use only with the records that follow it.
-        if let Some(oldest) = self.snapshots.kept()?.first() {
-            (self.trim)(*oldest);
+        // An older generation is of use only with the records that follow it; with one alone, all are kept.
+        if let [oldest, _, ..] = self.snapshots.kept()?[..] {
+            (self.trim)(oldest);
         }
         Ok(bytes)
     }

@@ -48,7 +48,7 @@ impl Plan {
         let outboxes = OutboxLimits::new(l.outbox_bytes_max, shares.outboxes, l.message_bytes_max as usize);
         let terms = Terms {
             token: TokenDigest::of(&ready.token),
-            epoch: (clock::unix_micros() / 1_000_000) as u32,
+            epoch: (clock::unix().0 / 1_000_000_000) as u32,
             login_ms: config.session.login_ms,
             heartbeat_ms: config.session.heartbeat_ms,
             dead_ms: config.session.dead_ms,
@@ -95,8 +95,7 @@ impl Plan {
             queues: self.config.queue_policies(),
             clock: clock::now,
             epoch: self.terms.epoch,
-            // Microseconds since 1970: above the sequences of earlier processes below a million tasks a second.
-            first_seq: clock::unix_micros(),
+            first_seq: clock::sequence_at(clock::unix()),
             hash_seed: self.hash_seed,
             journal: None,
         };
@@ -108,6 +107,7 @@ impl Plan {
             self.writer = Some(storage.writer);
             setup.journal = Some(dispatcher::Journal {
                 desk: self.desk.clone(),
+                health: self.health.clone(),
                 recover: Box::new(storage.recover),
                 first: Some(storage.board),
                 take_snapshot: self.take_snapshot(),

@@ -7,10 +7,11 @@ use crate::actors::dispatcher::{Recover, Setup};
 use crate::actors::journal::{Journal, Position, Reader, Snapshots};
 use crate::config;
 use crate::core::tasks::{Board, Replay};
+use crate::edge::clock;
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
 
-/// Longest record of a snapshot, bytes.
-const SNAPSHOT_RECORD_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// Longest record of a snapshot, bytes: that of the longest segment. Nothing is allocated before it is read.
+const SNAPSHOT_RECORD_BYTES_MAX: u32 = 1024 * 1024 * 1024;
 
 /// The journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -112,12 +113,14 @@ pub(super) fn open(
         tracing::warn!(%cut, "the end of the journal was cut: an append that nobody was told of, or a lost bit");
     }
     let mut recover = FromDisk { dir: dir.to_owned(), reader: journal.reader() };
-    let mut replay = Replay::new(setup.empty_board(epoch), false);
+    // Of the sessions that watched none is there any more.
+    let mut replay = Replay::new(setup.empty_board(epoch), u32::MAX);
     recover.replay(&mut replay).map_err(|e| wrong(&e))?;
     let epoch = epoch.max(replay.epoch() + 1).max(journal.epoch() + 1);
-    crate::edge::clock::begin_after(replay.time());
+    clock::begin_after(replay.time());
     let (writer, _) = journal.fence(epoch, "local").map_err(|e| wrong(&e))?;
-    let board = replay.finish(epoch, setup.first_seq);
+    let first_seq = setup.first_seq.max(clock::sequence_at(replay.time()));
+    let board = replay.finish(epoch, first_seq);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
     Ok(Storage { writer, recover, board, epoch, bytes: recovered.bytes })
 }

@@ -1,7 +1,7 @@
 //! The clocks of the machine.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::time::Tick;
 
@@ -12,7 +12,7 @@ static ORIGIN: OnceLock<(Instant, Tick)> = OnceLock::new();
 /// goes back, and what is kept on disk means the same to the next process.
 #[allow(clippy::disallowed_methods)] // the one place that reads the monotonic clock
 pub fn now() -> Tick {
-    let (origin, then) = *ORIGIN.get_or_init(|| (Instant::now(), Tick(unix().as_nanos() as u64)));
+    let (origin, then) = *ORIGIN.get_or_init(|| (Instant::now(), unix()));
     Tick(then.0 + origin.elapsed().as_nanos() as u64)
 }
 
@@ -20,15 +20,17 @@ pub fn now() -> Tick {
 /// [`now`]; later it changes nothing.
 #[allow(clippy::disallowed_methods)] // as above
 pub fn begin_after(last: Tick) {
-    ORIGIN.get_or_init(|| (Instant::now(), Tick(unix().as_nanos() as u64).max(last)));
+    ORIGIN.get_or_init(|| (Instant::now(), unix().max(last)));
 }
 
-/// Microseconds since 1970, for ids that must rise from one process to the next.
-pub fn unix_micros() -> u64 {
-    unix().as_micros() as u64
+/// A task sequence for a time: above all that earlier processes gave out below 3.9 million tasks a second, and within 54 bits
+/// until 2116.
+pub fn sequence_at(time: Tick) -> u64 {
+    time.0 >> 8
 }
 
+/// Time since 1970 by the wall clock, which may go back.
 #[allow(clippy::disallowed_methods)] // the one place that reads the wall clock
-fn unix() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+pub fn unix() -> Tick {
+    Tick(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64))
 }

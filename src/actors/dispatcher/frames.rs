@@ -35,11 +35,13 @@ impl JournalState {
         Ok(())
     }
 
-    /// What was decided since the journal failed would be forgotten, so nothing is decided; whoever asks is answered.
+    /// Since the journal failed, nothing is decided that would be forgotten, and nobody is told where a task stands: it
+    /// may stand elsewhere after the next start.
     fn takes(&self, op: Op) -> Result<(), WireError> {
         let decides = matches!(op, Op::Submit | Op::Complete | Op::Fail | Op::Release | Op::Cancel);
+        let tells = matches!(op, Op::Query | Op::Wait | Op::ListDead);
         match &self.failed {
-            Some(_) if decides => Err(failed()),
+            Some(_) if decides || tells => Err(failed()),
             _ => Ok(()),
         }
     }

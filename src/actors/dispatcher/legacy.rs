@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use hive_proto::messages::{self, TasksLost, Work};
@@ -10,10 +11,12 @@ use hive_proto::{Op, SessionId};
 use super::snapshots::TakeSnapshot;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
-use crate::actors::journaler::{Desk, Journaled};
+use crate::actors::journaler::{Desk, Health, Journaled};
 use crate::actors::mailbox::Inlet;
 use crate::core::tasks::{Board, Identity, Limits, Policy, Replay};
 
+/// How long an incarnation that ends waits to learn what became of its last record, and the next one until it is settled.
+const LAST_RECORD: Duration = Duration::from_secs(5);
 /// Sequences that a new incarnation stays clear of the old one's.
 const SEQ_GAP: u64 = 1 << 24;
 
@@ -30,6 +33,8 @@ pub trait Recover: Send {
 pub struct Journal {
     /// Where records are put.
     pub desk: Desk,
+    /// How it fares.
+    pub health: Health,
     /// How a board is made from it.
     pub recover: Box<dyn Recover>,
     /// The board of the first incarnation, made from it already.
@@ -150,7 +155,9 @@ impl Legacy {
         }
         let board = self.setup.empty_board(epoch);
         let Some(journal) = &mut self.setup.journal else { return board };
-        let mut replay = Replay::new(board, true);
+        // A record that lands later would tell another story than this board.
+        assert!(journal.desk.wait_idle(LAST_RECORD), "a record of the incarnation before is still under way");
+        let mut replay = Replay::new(board, self.setup.epoch);
         if let Err(e) = journal.recover.replay(&mut replay) {
             panic!("the journal cannot be read: {e}");
         }
@@ -159,10 +166,14 @@ impl Legacy {
         board
     }
 
-    /// Whether all records of an incarnation that ends are durable. Waits for the one that is under way.
-    pub(super) fn last_record_is_durable(&self, incarnation: u32, most: std::time::Duration) -> bool {
+    /// Whether all records of an incarnation that ends are durable. Waits for the one that is under way, and takes it back
+    /// if that lasts.
+    pub(super) fn last_record_is_durable(&self, incarnation: u32) -> bool {
         let Some(journal) = &self.setup.journal else { return true };
-        let idle = journal.desk.wait_idle(most);
+        let idle = journal.desk.wait_idle(LAST_RECORD);
+        if !idle {
+            journal.desk.withdraw();
+        }
         let mut news = Vec::new();
         self.setup.inlet.take_journaled(&mut news);
         let failed = |j: &Journaled| matches!(j, Journaled::Failed(_));

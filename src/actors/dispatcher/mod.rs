@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
-use hive_proto::Frames;
+use hive_proto::error::Code;
+use hive_proto::{Frames, WireError};
 
 use super::Clock;
 use super::directory::Peer;
@@ -35,10 +36,10 @@ pub use snapshots::TakeSnapshot;
 
 /// Decisions gathered while a record is being written; beyond this nothing more is taken in, bytes.
 const GATHER_BYTES: usize = 4 * 1024 * 1024;
+/// What waited outside while nothing was taken in has so much time to come in before leases expire, ms.
+const REOPENED_MS: u64 = 1000;
 /// How often a snapshot makes a step.
 const STEP_EVERY: Duration = Duration::from_millis(1);
-/// How long an incarnation that ends waits to learn what became of its last record.
-const LAST_RECORD: Duration = Duration::from_secs(5);
 
 /// A factory for [`super::supervise::Supervised::start`].
 pub fn factory(setup: Setup) -> impl FnMut(u32, DeathGuard) -> Dispatcher {
@@ -60,8 +61,14 @@ pub struct Dispatcher {
     clock: Clock,
     desk: Option<Desk>,
     journal: JournalState,
+    /// Nothing is taken in until the journal has caught up.
+    shut: bool,
+    /// When leases may expire again.
+    leases_from: Tick,
     /// A buffer to gather in.
     spare: Vec<u8>,
+    /// Of the records since the last commit.
+    sealed_bytes: usize,
     snapshots: Option<Snapshots>,
     /// A step of the snapshot under way is to come.
     stepping: bool,
@@ -94,6 +101,10 @@ impl Dispatcher {
             .journal
             .as_ref()
             .map(|j| Snapshots::new(j.take_snapshot.clone(), j.snapshot_bytes, j.bytes_since_snapshot));
+        let journal = l.setup.journal.as_ref().map_or_else(JournalState::default, |j| {
+            let state = j.health.state();
+            JournalState { low_space: state.low_space, full: false, failed: state.failed }
+        });
         let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
         drop(l);
         Self {
@@ -106,8 +117,11 @@ impl Dispatcher {
             legacy,
             clock,
             desk,
-            journal: JournalState::default(),
+            journal,
+            shut: false,
+            leases_from: Tick::ZERO,
             spare: Vec::new(),
+            sealed_bytes: 0,
             snapshots,
             stepping: false,
             timer: Timer::default(),
@@ -195,11 +209,12 @@ impl Dispatcher {
     fn end_commits(&mut self) {
         let legacy = self.legacy.borrow();
         let all = !self.board.has_records();
-        if legacy.last_record_is_durable(self.incarnation, LAST_RECORD) && all {
+        if legacy.last_record_is_durable(self.incarnation) && all {
             self.out.committed();
         }
-        let gone = restarted("the dispatcher");
-        self.out.refuse_held(&gone.clone().maybe_done(), &gone);
+        let text = "the dispatcher restarted while the journal was being written; it may have happened";
+        let maybe = WireError::new(Code::Restarted, text).retry_after(100).maybe_done();
+        self.out.refuse_held(&maybe, &restarted("the dispatcher"));
     }
 
     fn process(&mut self) {
@@ -265,12 +280,13 @@ impl Dispatcher {
 
     /// Hands what was decided to the journaler, unless it is at work.
     fn write(&mut self, now: Tick) {
-        let Some(desk) = self.desk.as_ref().filter(|_| self.journal.failed.is_none()) else { return };
+        let Some(desk) = &self.desk else { return };
         if let Some((body, ops)) = self.board.seal(now, std::mem::take(&mut self.spare)) {
             self.out.seal();
             desk.put(Order { incarnation: self.incarnation, body, ops });
         } else if self.board.gathered_bytes() > GATHER_BYTES {
             self.legacy.borrow().setup.inlet.shut(true);
+            self.shut = true;
         }
     }
 
@@ -281,9 +297,11 @@ impl Dispatcher {
             Journaled::Durable(order, _) if order.incarnation != self.incarnation => {}
             Journaled::Durable(mut order, position) => {
                 self.journal.full = false;
-                let bytes = order.body.len();
+                self.sealed_bytes += order.body.len();
                 order.body.clear();
-                self.spare = order.body;
+                if order.body.capacity() <= 2 * GATHER_BYTES {
+                    self.spare = order.body;
+                }
                 if let (Some((body, ops)), Some(desk)) = (self.board.next_record(), &self.desk) {
                     return desk.put(Order { incarnation: self.incarnation, body, ops });
                 }
@@ -292,10 +310,11 @@ impl Dispatcher {
                 if !self.board.is_uncommitted() {
                     self.out.settled();
                 }
+                let bytes = std::mem::take(&mut self.sealed_bytes);
                 if let Some(s) = &mut self.snapshots {
                     s.committed(&self.board, position, bytes);
                 }
-                self.legacy.borrow().setup.inlet.shut(false);
+                self.open();
             }
             Journaled::Snapshot(bytes) => {
                 if let Some(s) = &mut self.snapshots {
@@ -306,10 +325,23 @@ impl Dispatcher {
             Journaled::LowSpace(low) => self.journal.low_space = low,
             Journaled::Failed(why) => {
                 self.journal.failed = Some(why);
+                self.board.journal_failed();
+                for (session, request) in self.board.open_waits().collect::<Vec<_>>() {
+                    self.board.end_wait(session, request);
+                    TaskSink::error(&mut self.out.now, session, request, failed());
+                }
                 self.out.refuse_held(&failed().maybe_done(), &failed().maybe_done());
-                self.legacy.borrow().setup.inlet.shut(false);
+                self.open();
             }
         }
+    }
+
+    /// Takes in again what sessions send.
+    fn open(&mut self) {
+        if std::mem::take(&mut self.shut) {
+            self.leases_from = (self.clock)().plus_ms(REOPENED_MS);
+        }
+        self.legacy.borrow().setup.inlet.shut(false);
     }
 
     /// Arms the one timer, at the core's next deadline.
@@ -318,6 +350,10 @@ impl Dispatcher {
             this.timer.fired();
             this.guarded(ctx, |this| {
                 let now = (this.clock)();
+                // While nothing is taken in, settlements and renewals wait as well: no lease is held against its worker.
+                if !this.shut && now >= this.leases_from {
+                    this.board.expire_leases(now, &mut this.out);
+                }
                 this.board.on_deadline(now, &mut this.out);
                 this.write(now);
                 this.board.pump(now, &mut this.out);

@@ -23,7 +23,7 @@ pub(super) struct Held {
 
 impl Held {
     fn new(directory: &Arc<Directory>) -> Self {
-        Self { out: Outgoing::new(directory.clone()), unanswered: Vec::new() }
+        Self { out: Outgoing::held(directory.clone()), unanswered: Vec::new() }
     }
 
     fn release(&mut self) {

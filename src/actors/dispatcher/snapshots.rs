@@ -76,13 +76,18 @@ impl Snapshots {
             (Some(piece), _) => piece,
             (None, Some(left)) => {
                 // It may not count before the journal has all that it knows.
-                let whole = left == 0 || !board.is_uncommitted();
-                if whole && r.feed.end() != Err(FeedError::Busy(Vec::new())) {
-                    self.running = None;
+                if left > 0 && board.is_uncommitted() {
+                    return;
+                }
+                match r.feed.end() {
+                    Ok(()) => self.running = None,
+                    Err(FeedError::Busy(_)) => {}
+                    Err(FeedError::Gone) => (self.running, self.writing) = (None, false),
                 }
                 return;
             }
             (None, None) => match board.snapshot_step(&mut r.snapshot, now, STEP_BYTES) {
+                Some(piece) if piece.is_empty() => return,
                 Some(piece) => piece,
                 None => {
                     // What is gathered now goes into the record after the one under way.

@@ -25,6 +25,7 @@ pub(super) struct Commit {
     in_flight: Vec<u32>,
     /// Records are being written.
     busy: bool,
+    failed: bool,
     /// Those of them that have not been handed over.
     records: VecDeque<(Vec<u8>, u32)>,
     /// Tasks from here on are gathered.
@@ -36,7 +37,15 @@ pub(super) struct Commit {
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
         let (gathering, in_flight, records) = Default::default();
-        Self { gathering, in_flight, busy: false, records, sealed_seq: first_seq, durable_seq: first_seq }
+        Self {
+            gathering,
+            in_flight,
+            busy: false,
+            failed: false,
+            records,
+            sealed_seq: first_seq,
+            durable_seq: first_seq,
+        }
     }
 }
 
@@ -52,7 +61,13 @@ impl Board {
     /// Whether something was decided that the journal does not have.
     #[inline]
     pub fn is_uncommitted(&self) -> bool {
-        self.commit.busy || !self.ops.is_empty()
+        !self.commit.failed && (self.commit.busy || !self.ops.is_empty())
+    }
+
+    /// The journal takes nothing any more: nothing waits for it from here on. What is decided now is forgotten with the
+    /// process, so decide nothing that somebody is told of.
+    pub fn journal_failed(&mut self) {
+        self.commit.failed = true;
     }
 
     /// Bytes of decisions that wait for the journal.
@@ -64,6 +79,9 @@ impl Board {
     /// is being written, or when there is nothing. `spare` is an empty buffer to go on with. What is too long for one record
     /// comes in several: take them by [`Board::next_record`], one after the other.
     pub fn seal(&mut self, now: Tick, spare: Vec<u8>) -> Option<(Vec<u8>, u32)> {
+        if self.commit.failed {
+            self.ops.clear();
+        }
         if self.commit.busy || self.ops.is_empty() {
             return None;
         }

@@ -71,7 +71,7 @@ pub(super) fn is_scheduled(table: &Table, at: Tick, seq: u64, slot: Slot) -> boo
 }
 
 impl Board {
-    /// When [`Board::on_deadline`] has something to do, at the earliest.
+    /// When [`Board::on_deadline`] or [`Board::expire_leases`] has something to do, at the earliest.
     pub fn next_deadline(&self) -> Option<Tick> {
         let lease = self.timers.leases.peek().map(|Reverse((at, ..))| *at);
         let scheduled = self.timers.scheduled.peek().map(|Reverse((at, ..))| *at);
@@ -81,13 +81,13 @@ impl Board {
 
     /// Does what is due, of results that may go a bounded part: the rest stays due. Follow it with [`Board::pump`].
     pub fn on_deadline(&mut self, now: Tick, sink: &mut impl TaskSink) {
-        self.expire_leases(now, sink);
         self.wake_scheduled(now);
         self.waits_expire(now, sink);
         self.forget_due(now);
     }
 
-    fn expire_leases(&mut self, now: Tick, sink: &mut impl TaskSink) {
+    /// Takes tasks back whose workers did not settle or renew them in time.
+    pub fn expire_leases(&mut self, now: Tick, sink: &mut impl TaskSink) {
         let mut expired = Vec::new();
         while let Some(Reverse((at, handle, generation))) = self.timers.leases.peek().copied()
             && at <= now

@@ -9,7 +9,7 @@ use super::arena::Blob;
 use super::ops::{self, BadRecord, Decision, Labels, Whole};
 use super::outcome::End;
 use super::table::{Record, Slot};
-use super::{Board, TaskSink};
+use super::{Board, Counters, TaskSink};
 use crate::core::time::Tick;
 
 /// Applies records of the journal to an empty board.
@@ -19,17 +19,18 @@ pub struct Replay {
     /// Lanes by their numbers in the incarnation whose records are read.
     lanes: HashMap<u32, u32>,
     epoch: u32,
+    /// Of the records that are read.
+    current: u32,
     time: Tick,
-    /// The sessions that watched are still there.
-    keep_watchers: bool,
+    watchers_from: u32,
 }
 
 impl Replay {
-    /// Begins with an empty board. `keep_watchers` says whether the sessions that submitted may still be there, because it is
-    /// the same process.
-    pub fn new(mut board: Board, keep_watchers: bool) -> Self {
+    /// Begins with an empty board. Sessions that submitted may still be there, and are told outcomes, if the record
+    /// is of epoch `watchers_from` or later: of this very process.
+    pub fn new(mut board: Board, watchers_from: u32) -> Self {
         board.set_durable_below(u64::MAX);
-        Self { board, lanes: HashMap::new(), epoch: 0, time: Tick::ZERO, keep_watchers }
+        Self { board, lanes: HashMap::new(), epoch: 0, current: 0, time: Tick::ZERO, watchers_from }
     }
 
     /// Applies one record. Records come in their order; the first may be a snapshot.
@@ -41,6 +42,7 @@ impl Replay {
             self.time = self.time.max(time);
             self.decide(decision)
         })?;
+        self.board.ops.clear(); // what is read is in the journal already
         // What was forgotten then is forgotten now, so that memory holds what it held.
         self.board.forget_due(self.time);
         Ok(())
@@ -68,6 +70,7 @@ impl Replay {
         board.table.reopen(first_seq);
         board.set_durable_below(board.next_seq());
         board.sort_done();
+        board.counters = Counters::default();
         board.ops.epoch(epoch);
         board
     }
@@ -76,7 +79,7 @@ impl Replay {
         let time = self.time;
         match decision {
             Decision::Epoch(epoch) => {
-                self.epoch = self.epoch.max(epoch);
+                (self.epoch, self.current) = (self.epoch.max(epoch), epoch);
                 self.lanes.clear();
             }
             Decision::Lane { lane, queue, labels } => {
@@ -132,7 +135,7 @@ impl Replay {
     }
 
     fn watcher(&self, session: u32) -> SessionId {
-        SessionId(if self.keep_watchers { session } else { 0 })
+        SessionId(if self.current >= self.watchers_from { session } else { 0 })
     }
 }
 

@@ -11,12 +11,17 @@ use super::ops::{Ops, Whole};
 use super::table::Slot;
 use crate::core::time::Tick;
 
+/// Tasks looked at in one step, at most: those of memory queues add no bytes.
+const STEP_TASKS: usize = 4096;
+
 /// How far a snapshot has come.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Pages of the table when it began. Later ones are in the journal.
     pages: Vec<u64>,
     next: usize,
+    /// Records of the next page that have been written.
+    place: usize,
     begun: bool,
     /// Lanes that have been written.
     lanes: usize,
@@ -29,6 +34,7 @@ impl Board {
         Snapshot {
             pages: self.table.page_numbers(),
             next: 0,
+            place: 0,
             begun: false,
             lanes: 0,
             ops: Ops::new(self.limits.record_bytes),
@@ -36,7 +42,7 @@ impl Board {
     }
 
     /// Writes down some more: about `bytes`, as records of which each follows its length (u32). `None` when there is nothing
-    /// more; the snapshot is whole once all that was decided until then is committed.
+    /// more; a step may give nothing (empty). The snapshot is whole once all that was decided until then is committed.
     pub fn snapshot_step(&self, s: &mut Snapshot, now: Tick, bytes: usize) -> Option<Vec<u8>> {
         if !std::mem::replace(&mut s.begun, true) {
             s.ops.epoch(self.identity.epoch);
@@ -46,12 +52,25 @@ impl Board {
             self.write_lane(at, &mut s.ops);
         }
         s.lanes = self.lanes.len();
-        while s.ops.bytes() < bytes {
+        let mut looked = 0;
+        while s.ops.bytes() < bytes && looked < STEP_TASKS {
             let Some(page) = s.pages.get(s.next) else { break };
-            s.next += 1;
-            for slot in self.table.slots_of_page(*page) {
-                self.write_task(slot, &mut s.ops);
+            // Places stay what they are: a record that is gone meanwhile leaves its place empty.
+            match self.table.slot_from(*page, s.place) {
+                Some((slot, place)) => {
+                    self.write_task(slot, &mut s.ops);
+                    s.place = place + 1;
+                    looked += 1;
+                }
+                None => {
+                    (s.next, s.place) = (s.next + 1, 0);
+                    looked += 1;
+                }
             }
+        }
+        // Pages of memory queues add nothing: go on with the next step.
+        if s.ops.is_empty() && s.next < s.pages.len() {
+            return Some(Vec::new());
         }
         let mut out = Vec::with_capacity(s.ops.bytes() + 16);
         for (body, _) in s.ops.seal(now, Vec::new()) {

@@ -176,7 +176,7 @@ impl Table {
     pub(crate) fn find(&self, seq: u64) -> Option<Slot> {
         let number = seq / PAGE as u64;
         let mut page = self.last.get();
-        // A number is never used twice, so a page that was closed and bears it still has nothing to find.
+        // A page that was closed and still bears the number has nothing to find: it has no live record.
         if self.pages.get(page as usize).is_none_or(|p| p.number != number) {
             page = *self.by_number.get(&number)?;
             self.last.set(page);
@@ -206,14 +206,12 @@ impl Table {
         numbers
     }
 
-    /// The records of a page; none if it is gone.
-    pub(crate) fn slots_of_page(&self, number: u64) -> impl Iterator<Item = Slot> + '_ {
-        let page = self.by_number.get(&number).copied();
-        page.into_iter().flat_map(move |page| {
-            let live = self.pages[page as usize].live;
-            let places = (0..PAGE as u32).filter(move |place| live & (1 << place) != 0);
-            places.map(move |place| Slot(page * PAGE as u32 + place))
-        })
+    /// The first record of a page at a place or behind it, and its place. `None` when there is none, or the page is gone.
+    pub(crate) fn slot_from(&self, number: u64, place: usize) -> Option<(Slot, usize)> {
+        let page = *self.by_number.get(&number)?;
+        let live = self.pages[page as usize].live;
+        let place = (place..PAGE).find(|place| live & (1 << place) != 0)?;
+        Some((Slot(page * PAGE as u32 + place as u32), place))
     }
 
     /// Every record.

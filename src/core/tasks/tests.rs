@@ -330,6 +330,7 @@ impl Room {
     /// Lets time pass and the board do what is due.
     fn after_ms(&mut self, ms: u64) {
         self.now = self.now.plus_ms(ms);
+        self.board.expire_leases(self.now, &mut self.log);
         self.board.on_deadline(self.now, &mut self.log);
     }
 

@@ -143,6 +143,17 @@ impl Board {
         self.waits.all.iter().flatten().map(|w| (w.session, w.request))
     }
 
+    /// Ends a wait of a session without an answer.
+    pub fn end_wait(&mut self, session: SessionId, request: u32) {
+        let of = |w: &Wait| w.session == session && w.request == request;
+        let found = self.waits.all.iter().position(|w| w.as_ref().is_some_and(of));
+        let Some(handle) = found.map(|at| at as u32) else { return };
+        self.waits.remove(handle);
+        if let Some(s) = self.sessions.get_mut(&session) {
+            s.waits.remove(&handle);
+        }
+    }
+
     /// A task that is waited for has its outcome.
     #[cold]
     pub(crate) fn waits_hit(&mut self, slot: Slot, sink: &mut impl TaskSink) {

@@ -57,6 +57,7 @@ impl Session {
         }
         let bytes_max = self.shard.directory.readable_bytes().clamp(READ_BYTES_MIN, READ_BYTES);
         if bytes_max == READ_BYTES_MIN && !self.peer.is_answered() {
+            self.is_held_up();
             return Poll::Pending; // which wakes the task when it is
         }
         let start = self.partial.take_short();

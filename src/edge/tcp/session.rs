@@ -98,6 +98,9 @@ impl Session {
                 }
                 return Poll::Pending;
             }
+            if !self.blocked.is_empty() {
+                self.is_held_up();
+            }
             let may_read = self.blocked.is_empty() && !self.peer.outbox.is_clogged();
             let read = if may_read { self.read(cx) } else { Poll::Pending };
             match read {
@@ -110,6 +113,12 @@ impl Session {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Nothing is read from the client for the server's own reasons: its silence is not its fault. Said anew with each
+    /// heartbeat, which wakes the task.
+    pub(super) fn is_held_up(&self) {
+        self.peer.heard_at.store((self.shard.clock)().0, Ordering::Relaxed);
     }
 
     /// Gives its place up, and the connection back if it may take its time to close.

@@ -37,6 +37,13 @@ impl Ops {
         Self { record_bytes, buf, count, full, full_bytes, group }
     }
 
+    /// Forgets what has been decided.
+    pub(crate) fn clear(&mut self) {
+        self.buf.clear();
+        self.full.clear();
+        (self.count, self.full_bytes, self.group) = (0, 0, None);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0 && self.full.is_empty()
     }

@@ -35,7 +35,7 @@ fn replay(records: &[Vec<u8>]) -> Room {
 }
 
 pub(super) fn replay_within(limits: Limits, records: &[Vec<u8>]) -> Room {
-    let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), false);
+    let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), u32::MAX);
     records.iter().for_each(|r| replay.apply(r).expect("a good record"));
     let mut room = room();
     room.now = replay.time();
@@ -218,10 +218,93 @@ fn a_record_of_another_kind_is_refused() {
         &[(b"", b"t")],
     );
     let record = commit(&mut room);
-    let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), false);
+    let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
     let error = fresh().apply(&record[..record.len() - 1]).expect_err("cut");
     assert!(error.to_string().contains("not understood"), "{error}");
     let mut unknown = record.clone();
     unknown[8] = 99;
     fresh().apply(&unknown).expect_err("no such group");
+}
+
+/// Sessions are numbered anew by each process: who watched in an earlier one must not be taken for somebody else.
+#[test]
+fn watchers_of_an_earlier_process_are_nobody() {
+    let mut room = room();
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(SubmitFrame { watch: true, ..frame }, &[(b"", b"one")]);
+    let first = commit(&mut room);
+    let second = {
+        let mut next = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
+        next.apply(&first).unwrap();
+        let mut board = next.finish(EPOCH + 1, 0);
+        board.seal(room.now, Vec::new()).expect("the epoch").0
+    };
+    // The second process replays once more, after a panic: it keeps its own watchers only.
+    let mut third = Replay::new(Board::new(limits(), DURABLE, identity()), EPOCH + 1);
+    third.apply(&first).unwrap();
+    third.apply(&second).unwrap();
+    let board = third.finish(EPOCH + 2, 0);
+    let watchers: Vec<_> = board.table.slots().map(|s| board.table[s].watcher).collect();
+    assert_eq!(watchers, [SessionId(0)]);
+}
+
+#[test]
+fn what_is_replayed_is_not_written_again() {
+    let mut room = room();
+    room.work_with(
+        BOB,
+        1,
+        Work { queue: "q".into(), credit_tasks: 900, credit_bytes: 1 << 20, labels: vec![] },
+        &[],
+    );
+    for _ in 0..100 {
+        let frame = room.frame(ALICE, "q");
+        room.submit_frame(frame, &[(b"", b"x")]);
+    }
+    let mut records = vec![commit(&mut room)];
+    room.said();
+    let error = "e".repeat(4000);
+    for lease in room.leases() {
+        let item = Fail { lease, delay_ms: 0, permanent: true, error: &error };
+        room.board.fail(room.now, BOB, 0, [item].into_iter(), &mut room.log);
+    }
+    records.push(commit(&mut room));
+    let mut again = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
+    records.iter().for_each(|r| again.apply(r).unwrap());
+    let board = again.finish(EPOCH + 1, 0);
+    assert!(board.gathered_bytes() < 100, "{} bytes besides the epoch", board.gathered_bytes());
+    assert_eq!(board.counters(), Default::default());
+}
+
+#[test]
+fn a_step_of_a_snapshot_is_about_as_long_as_asked() {
+    let mut room = room();
+    let large = vec![7; 10_000];
+    for _ in 0..200 {
+        let frame = room.frame(ALICE, "q");
+        room.submit_frame(frame, &[(b"", &large)]);
+    }
+    commit(&mut room);
+    let mut snapshot = room.board.begin_snapshot();
+    let (mut steps, mut most) = (0, 0);
+    while let Some(piece) = room.board.snapshot_step(&mut snapshot, room.now, 1000) {
+        most = most.max(piece.len());
+        steps += 1;
+    }
+    assert!(most < 11_000 && steps >= 200, "{steps} steps, {most} bytes at most");
+}
+
+/// Since the journal failed, nothing waits for it.
+#[test]
+fn a_failed_journal_holds_nothing_up() {
+    let mut room = room();
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(frame, &[(b"", b"t")]);
+    room.board.seal(room.now, Vec::new()).expect("a record");
+    room.board.journal_failed();
+    assert!(!room.board.is_uncommitted());
+    room.board.query(ALICE, 5, [].into_iter(), &mut room.log);
+    assert_eq!(room.said(), [Effect::Tasks { to: ALICE, request: 5, tasks: vec![] }]);
+    assert!(room.board.seal(room.now, Vec::new()).is_none());
+    assert_eq!(room.given(), "", "what is not durable is not given out");
 }
