@@ -33,6 +33,8 @@ pub struct Config {
     pub dev: bool,
     /// What bounds memory and counts.
     pub limits: Limits,
+    /// The journal's files.
+    pub journal: Journal,
     /// Heartbeats and login.
     pub session: Session,
     /// How queues treat tasks unless declared otherwise.
@@ -89,6 +91,14 @@ pub struct Limits {
     pub request_ms_max: u32,
     /// Task ids that are waited for.
     pub waits_max: usize,
+}
+
+/// The journal's files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// Length of a file of the journal, bytes: room for the longest message and 9 MiB, at most 1 GiB.
+    pub segment_bytes: u64,
 }
 
 /// Heartbeats and login.
@@ -164,6 +174,7 @@ impl Default for Config {
             faults: false,
             dev: false,
             limits: Limits::default(),
+            journal: Journal::default(),
             session: Session::default(),
             queue_defaults: QueuePolicy::default(),
             queues: Vec::new(),
@@ -196,6 +207,12 @@ impl Default for Limits {
             request_ms_max: 600_000,
             waits_max: 200_000,
         }
+    }
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { segment_bytes: 64 * 1024 * 1024 }
     }
 }
 
@@ -331,6 +348,13 @@ impl Config {
         if l.message_bytes_max < l.frame_bytes_max {
             return value("limits.message_bytes_max", "may not be less than frame_bytes_max");
         }
+        // A record is at most 8 MiB and then one task more, and it does not span files.
+        let segment_bytes_min = u64::from(l.message_bytes_max) + 9 * 1024 * 1024;
+        if !(segment_bytes_min..=1 << 30).contains(&self.journal.segment_bytes) {
+            let text =
+                format!("may be {segment_bytes_min} (limits.message_bytes_max and 9 MiB) to {}", 1 << 30);
+            return value("journal.segment_bytes", &text);
+        }
         let s = &self.session;
         if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < s.heartbeat_ms.saturating_mul(2) {
             return value("session.dead_ms", "must be at least twice heartbeat_ms, and all times above 0");
@@ -458,8 +482,12 @@ mod tests {
                 }
             };
         section(&mut out, "Top level", &schema, &defaults);
-        for (table, name) in [("limits", "Limits"), ("session", "Session"), ("queue_defaults", "QueuePolicy")]
-        {
+        for (table, name) in [
+            ("limits", "Limits"),
+            ("journal", "Journal"),
+            ("session", "Session"),
+            ("queue_defaults", "QueuePolicy"),
+        ] {
             section(&mut out, &format!("`[{table}]`"), &schema["$defs"][name], &defaults[table]);
         }
         section(
@@ -504,6 +532,8 @@ mod tests {
         assert!(bad("listen = \"0.0.0.0:7878\"").contains("allow_plaintext_network"));
         assert!(bad("[limits]\nmemory_bytes_max = 1000").contains("memory_bytes_max"));
         assert!(bad("[session]\ndead_ms = 3000").contains("dead_ms"));
+        assert!(bad("[journal]\nsegment_bytes = 1000").contains("26214400"));
+        assert!(bad("[limits]\nmessage_bytes_max = 60000000").contains("segment_bytes"));
         assert!(bad("[[queues]]\nname = \"a b\"").contains("queues.name"));
         assert!(bad("[[queues]]\nname = \"a\"\nattempts_max = 0").contains("attempts_max"));
         let o = Overrides { listen: Some("nowhere".into()), ..Overrides::default() };
