@@ -56,6 +56,8 @@ struct Place {
     waiting: Option<Order>,
     /// A record waits or is being written.
     busy: bool,
+    /// What waits was tried, is certainly not durable, and is tried again later.
+    stalled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -74,16 +76,42 @@ impl Desk {
     pub fn put(&self, order: Order) {
         let mut place = self.0.place.lock();
         debug_assert!(!place.busy, "one record at a time");
-        *place = Place { waiting: Some(order), busy: true };
+        *place = Place { waiting: Some(order), busy: true, stalled: false };
         drop(place);
         self.0.journaler.wake();
     }
 
-    /// Blocks until no record is under way, for `most` at the longest. Gives whether there is none.
-    pub fn wait_idle(&self, most: Duration) -> bool {
+    /// Blocks until no record is being written, for `most` at the longest. One that waits for space is taken back: it never
+    /// was durable, and never will be. Gives whether the last record is known to be durable or to have failed.
+    pub fn settle(&self, most: Duration) -> bool {
         let mut place = self.0.place.lock();
-        self.0.idle.wait_while_for(&mut place, |p| p.busy, most);
+        self.0.idle.wait_while_for(&mut place, |p| p.busy && !p.stalled, most);
+        if place.stalled {
+            *place = Place::default();
+            return false;
+        }
         !place.busy
+    }
+
+    /// Whether a record is under way.
+    pub fn is_busy(&self) -> bool {
+        self.0.place.lock().busy
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.0.place.lock().stalled
+    }
+
+    /// The record is not durable for now.
+    fn stall(&self, order: Order) {
+        *self.0.place.lock() = Place { waiting: Some(order), busy: true, stalled: true };
+        self.0.idle.notify_all();
+    }
+
+    /// The record that is to be tried again, unless it was taken back.
+    fn again(&self) -> Option<Order> {
+        let mut place = self.0.place.lock();
+        std::mem::take(&mut place.stalled).then(|| place.waiting.take()).flatten()
     }
 
     /// The record is dealt with. Whoever waits for that finds the news in the inlet, and whoever hears the news finds the
@@ -107,10 +135,9 @@ impl Stream for Orders {
     fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Order>> {
         let shared = &self.0.0;
         shared.journaler.register(cx.waker());
-        match shared.place.lock().waiting.take() {
-            Some(order) => Poll::Ready(Some(order)),
-            None => Poll::Pending,
-        }
+        let mut place = shared.place.lock();
+        let fresh = if place.stalled { None } else { place.waiting.take() };
+        fresh.map_or(Poll::Pending, |order| Poll::Ready(Some(order)))
     }
 }
 
@@ -191,6 +218,14 @@ enum Next {
 }
 
 impl<W: Writer + Unpin> Legacy<W> {
+    /// Tries the record that has to be tried again, if there is one.
+    fn again(&mut self) -> Next {
+        if self.in_hand.is_none() {
+            self.in_hand = self.desk.again().map(|order| (order, self.writer.last()));
+        }
+        self.write()
+    }
+
     /// Tries to append the record in hand.
     fn write(&mut self) -> Next {
         let Some((order, before)) = &self.in_hand else { return Next::Rest };
@@ -205,11 +240,11 @@ impl<W: Writer + Unpin> Legacy<W> {
                 self.durable(position);
                 Next::Rest
             }
-            Err(AppendError::NotSent) => Next::Again,
+            Err(AppendError::NotSent) => self.stall(),
             Err(AppendError::Full) => {
                 self.health.0.0.lock().low_space = true;
                 self.inlet.journaled(Journaled::Full);
-                Next::Again
+                self.stall()
             }
             Err(e) => {
                 let text = e.to_string();
@@ -223,6 +258,13 @@ impl<W: Writer + Unpin> Legacy<W> {
         }
     }
 
+    fn stall(&mut self) -> Next {
+        if let Some((order, _)) = self.in_hand.take() {
+            self.desk.stall(order);
+        }
+        Next::Again
+    }
+
     fn durable(&mut self, position: Position) {
         let Some((order, _)) = self.in_hand.take() else { return };
         let mut state = self.health.0.0.lock();
@@ -230,20 +272,29 @@ impl<W: Writer + Unpin> Legacy<W> {
         state.records += 1;
         state.ops += u64::from(order.ops);
         state.bytes += order.body.len() as u64;
-        state.low_space = self.writer.low_space();
         drop(state);
-        self.space();
+        self.space(self.writer.low_space());
         self.desk.done(&self.inlet, Journaled::Durable(order));
     }
 
     /// Says so when space becomes short, or comes back.
-    fn space(&mut self) {
-        let low = self.writer.low_space() && !self.writer.restore_reserve();
+    fn space(&mut self, low: bool) {
+        self.health.0.0.lock().low_space = low;
         if low != self.low_space {
             self.low_space = low;
-            self.health.0.0.lock().low_space = low;
-            tracing::warn!(low, "space for the journal");
+            match low {
+                true => tracing::error!("the disk of the journal is full: what survives takes no new tasks"),
+                false => tracing::warn!("there is space for the journal again"),
+            }
             self.inlet.journaled(Journaled::LowSpace(low));
+        }
+    }
+
+    /// Looks whether space has come back. Not while a record waits for it: that one needs it more than the reserve.
+    fn look_for_space(&mut self) {
+        if self.low_space && self.in_hand.is_none() && !self.desk.is_stalled() {
+            let low = !self.writer.restore_reserve();
+            self.space(low);
         }
     }
 }
@@ -260,15 +311,15 @@ fn append<W: Writer>(writer: &mut W, order: &Order) -> Result<Position, AppendEr
 }
 
 impl<W: Writer + Unpin> Journaler<W> {
-    fn write(&mut self) -> Next {
-        self.legacy.borrow_mut().write()
+    fn again(&mut self) -> Next {
+        self.legacy.borrow_mut().again()
     }
 
     fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self) -> Next) {
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(Next::Rest) => {}
             Ok(Next::Again) => {
-                ctx.run_later(AGAIN, |this, ctx| this.guarded(ctx, Self::write));
+                ctx.run_later(AGAIN, |this, ctx| this.guarded(ctx, Self::again));
             }
             Err(panic) => {
                 self.guard.blame(&*panic);
@@ -283,14 +334,18 @@ impl<W: Writer + Unpin + 'static> Actor for Journaler<W> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // What the incarnation before had in hand comes first.
-        self.guarded(ctx, Self::write);
+        self.guarded(ctx, |this| {
+            let mut legacy = this.legacy.borrow_mut();
+            if legacy.in_hand.is_none() {
+                let low = legacy.writer.low_space();
+                legacy.space(low);
+            }
+            legacy.again()
+        });
         ctx.add_stream(Orders(self.legacy.borrow().desk.clone()));
         ctx.run_interval(10 * AGAIN, |this, ctx| {
             this.guarded(ctx, |this| {
-                let mut legacy = this.legacy.borrow_mut();
-                if legacy.low_space && legacy.in_hand.is_none() {
-                    legacy.space();
-                }
+                this.legacy.borrow_mut().look_for_space();
                 Next::Rest
             });
         });

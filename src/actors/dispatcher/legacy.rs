@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use hive_proto::messages::{self, TasksLost, Work};
 use hive_proto::{Op, SessionId};
 
+use super::frames::JournalState;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
 use crate::actors::journaler::{Desk, Journaled};
@@ -86,6 +87,8 @@ pub(super) struct Legacy {
     pub(super) setup: Setup,
     /// Above every sequence given out.
     pub(super) next_seq: u64,
+    /// What the journal takes, so that a new board does not take what the old one refused.
+    pub(super) journal: JournalState,
     /// Open consumers, so that a new board knows the workers of the old one.
     pub(super) consumers: HashMap<SessionId, (Arc<Peer>, HashMap<u32, Work>)>,
 }
@@ -101,7 +104,8 @@ pub(super) enum Change {
 
 impl Legacy {
     pub(super) fn new(setup: Setup) -> Self {
-        Self { next_seq: setup.first_seq, setup, consumers: HashMap::new() }
+        let (journal, consumers) = Default::default();
+        Self { next_seq: setup.first_seq, setup, journal, consumers }
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -130,7 +134,8 @@ impl Legacy {
     /// The board of an incarnation: from the journal, if there is one, else empty.
     ///
     /// # Panics
-    /// If the journal cannot be read. The supervisor tries again.
+    /// If the journal cannot be read, or a record of the incarnation before is still being written, which the board has to
+    /// know of. The supervisor tries again.
     pub(super) fn board(&mut self, incarnation: u32) -> Board {
         if incarnation > 0 {
             self.next_seq += SEQ_GAP;
@@ -143,6 +148,7 @@ impl Legacy {
         }
         let board = self.setup.empty_board(epoch);
         let Some(journal) = &mut self.setup.journal else { return board };
+        assert!(!journal.desk.is_busy(), "the last record of the dispatcher before is still being written");
         let mut replay = Replay::new(board, true);
         if let Err(e) = journal.recover.replay(&mut replay) {
             panic!("the journal cannot be read: {e}");
@@ -152,10 +158,11 @@ impl Legacy {
         board
     }
 
-    /// Whether all records of an incarnation that ends are durable. Waits for the one that is under way.
+    /// Whether all records of an incarnation that ends are durable. Waits for the one that is being written, and takes back the
+    /// one that waits for space.
     pub(super) fn last_record_is_durable(&self, incarnation: u32, most: std::time::Duration) -> bool {
         let Some(journal) = &self.setup.journal else { return true };
-        let idle = journal.desk.wait_idle(most);
+        let idle = journal.desk.settle(most);
         let mut news = Vec::new();
         self.setup.inlet.take_journaled(&mut news);
         let failed = |j: &Journaled| matches!(j, Journaled::Failed(_));
