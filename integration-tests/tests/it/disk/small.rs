@@ -88,7 +88,7 @@ fn the_reserve_is_used_up() {
         assert_eq!(code, (ended == "stopped").then_some(0));
         // What a record did not need is taken by somebody else.
         let rest = std::fs::File::create(server.folder().join("data/rest")).expect("a name");
-        while (&rest).write_all(&[7]).is_ok() {}
+        while (&rest).write_all(&[7; 4096]).is_ok() {}
         let (code, text) = server.refused_again();
         assert_eq!(code, Some(74), "{text}");
         assert!(text.contains("No space left") && text.contains("free some space"), "{text}");
