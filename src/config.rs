@@ -361,6 +361,7 @@ impl Config {
         if s.login_ms == 0 || s.heartbeat_ms == 0 || s.dead_ms < s.heartbeat_ms.saturating_mul(2) {
             return value("session.dead_ms", "must be at least twice heartbeat_ms, and all times above 0");
         }
+        // A record gets no more tasks at a quarter of this, and one of them may be as long as a message.
         let least = 2 * u64::from(l.message_bytes_max);
         if !(least..=1024 * 1024 * 1024).contains(&self.journal.segment_bytes) {
             let text = format!("from twice limits.message_bytes_max, {least}, to 1073741824");
@@ -491,8 +492,8 @@ mod tests {
         section(&mut out, "Top level", &schema, &defaults);
         for (table, name) in [
             ("limits", "Limits"),
-            ("session", "Session"),
             ("journal", "Journal"),
+            ("session", "Session"),
             ("queue_defaults", "QueuePolicy"),
         ] {
             section(&mut out, &format!("`[{table}]`"), &schema["$defs"][name], &defaults[table]);
@@ -539,6 +540,8 @@ mod tests {
         assert!(bad("listen = \"0.0.0.0:7878\"").contains("allow_plaintext_network"));
         assert!(bad("[limits]\nmemory_bytes_max = 1000").contains("memory_bytes_max"));
         assert!(bad("[session]\ndead_ms = 3000").contains("dead_ms"));
+        assert!(bad("[journal]\nsegment_bytes = 1000").contains("33554432"));
+        assert!(bad("[limits]\nmessage_bytes_max = 60000000").contains("segment_bytes"));
         assert!(bad("[[queues]]\nname = \"a b\"").contains("queues.name"));
         assert!(bad("[[queues]]\nname = \"a\"\nattempts_max = 0").contains("attempts_max"));
         let o = Overrides { listen: Some("nowhere".into()), ..Overrides::default() };

@@ -58,8 +58,8 @@ struct Place {
     waiting: Option<Order>,
     /// A record waits or is being written.
     busy: bool,
-    /// Nobody wants it any more, unless it is durable.
-    withdrawn: bool,
+    /// What waits was tried, is certainly not durable, and is tried again later.
+    stalled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -78,31 +78,42 @@ impl Desk {
     pub fn put(&self, order: Order) {
         let mut place = self.0.place.lock();
         debug_assert!(!place.busy, "one record at a time");
-        *place = Place { waiting: Some(order), busy: true, withdrawn: false };
+        *place = Place { waiting: Some(order), busy: true, stalled: false };
         drop(place);
         self.0.journaler.wake();
     }
 
-    /// Blocks until no record is under way, for `most` at the longest. Gives whether there is none.
-    pub fn wait_idle(&self, most: Duration) -> bool {
+    /// Blocks until no record is being written, for `most` at the longest. One that waits for space is taken back: it never
+    /// was durable, and never will be. Gives whether the last record is known to be durable or to have failed.
+    pub fn settle(&self, most: Duration) -> bool {
         let mut place = self.0.place.lock();
-        self.0.idle.wait_while_for(&mut place, |p| p.busy, most);
+        self.0.idle.wait_while_for(&mut place, |p| p.busy && !p.stalled, most);
+        if place.stalled {
+            *place = Place::default();
+            return false;
+        }
         !place.busy
     }
 
-    /// Takes the record back, if it is not being written: one that waits for space, for example.
-    pub fn withdraw(&self) {
-        self.0.place.lock().withdrawn = true;
+    /// Whether a record is under way.
+    pub fn is_busy(&self) -> bool {
+        self.0.place.lock().busy
     }
 
-    fn is_withdrawn(&self) -> bool {
-        self.0.place.lock().withdrawn
+    fn is_stalled(&self) -> bool {
+        self.0.place.lock().stalled
     }
 
-    /// The record was taken back.
-    fn dropped(&self) {
-        self.0.place.lock().busy = false;
+    /// The record is not durable for now.
+    fn stall(&self, order: Order) {
+        *self.0.place.lock() = Place { waiting: Some(order), busy: true, stalled: true };
         self.0.idle.notify_all();
+    }
+
+    /// The record that is to be tried again, unless it was taken back.
+    fn again(&self) -> Option<Order> {
+        let mut place = self.0.place.lock();
+        std::mem::take(&mut place.stalled).then(|| place.waiting.take()).flatten()
     }
 
     /// The record is dealt with. Whoever waits for that finds the news in the inlet, and whoever hears the news finds the
@@ -126,10 +137,9 @@ impl Stream for Orders {
     fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Order>> {
         let shared = &self.0.0;
         shared.journaler.register(cx.waker());
-        match shared.place.lock().waiting.take() {
-            Some(order) => Poll::Ready(Some(order)),
-            None => Poll::Pending,
-        }
+        let mut place = shared.place.lock();
+        let fresh = if place.stalled { None } else { place.waiting.take() };
+        fresh.map_or(Poll::Pending, |order| Poll::Ready(Some(order)))
     }
 }
 
@@ -212,6 +222,14 @@ enum Next {
 }
 
 impl<W: Writer + Unpin> Legacy<W> {
+    /// Tries the record that has to be tried again, if there is one.
+    fn again(&mut self) -> Next {
+        if self.in_hand.is_none() {
+            self.in_hand = self.desk.again().map(|order| (order, self.writer.last()));
+        }
+        self.write()
+    }
+
     /// Tries to append the record in hand.
     fn write(&mut self) -> Next {
         match self.append() {
@@ -220,11 +238,11 @@ impl<W: Writer + Unpin> Legacy<W> {
                 self.durable(position);
                 Next::Rest
             }
-            Some(Err(AppendError::NotSent | AppendError::Unknown)) => self.again(),
+            Some(Err(AppendError::NotSent | AppendError::Unknown)) => self.stall(),
             Some(Err(AppendError::Full)) => {
                 self.health.0.0.lock().low_space = true;
                 self.inlet.journaled(Journaled::Full);
-                self.again()
+                self.stall()
             }
             Some(Err(e)) => {
                 let text = e.to_string();
@@ -238,14 +256,14 @@ impl<W: Writer + Unpin> Legacy<W> {
         }
     }
 
-    /// Certainly not durable, or in doubt: it is tried again, unless it was taken back.
-    fn again(&mut self) -> Next {
-        if self.in_doubt || !self.desk.is_withdrawn() {
-            return Next::Again;
+    /// Not durable for now: it is tried again, from the desk, where it can be taken back. In doubt it stays in hand.
+    fn stall(&mut self) -> Next {
+        if !self.in_doubt
+            && let Some((order, _)) = self.in_hand.take()
+        {
+            self.desk.stall(order);
         }
-        self.in_hand = None;
-        self.desk.dropped();
-        Next::Rest
+        Next::Again
     }
 
     /// One try; first it finds out what became of the one before. `None`: there is nothing to append.
@@ -279,34 +297,43 @@ impl<W: Writer + Unpin> Legacy<W> {
         state.records += 1;
         state.ops += u64::from(order.ops);
         state.bytes += order.body.len() as u64;
-        state.low_space = self.writer.low_space();
         drop(state);
-        self.space();
+        self.space(self.writer.low_space());
         self.desk.done(&self.inlet, Journaled::Durable(order, position));
     }
 
     /// Says so when space becomes short, or comes back.
-    fn space(&mut self) {
-        let low = self.writer.low_space() && !self.writer.restore_reserve();
+    fn space(&mut self, low: bool) {
+        self.health.0.0.lock().low_space = low;
         if low != self.low_space {
             self.low_space = low;
-            self.health.0.0.lock().low_space = low;
-            tracing::warn!(low, "space for the journal");
+            match low {
+                true => tracing::error!("the disk of the journal is full: what survives takes no new tasks"),
+                false => tracing::warn!("there is space for the journal again"),
+            }
             self.inlet.journaled(Journaled::LowSpace(low));
+        }
+    }
+
+    /// Looks whether space has come back. Not while a record waits for it: that one needs it more than the reserve.
+    fn look_for_space(&mut self) {
+        if self.low_space && self.in_hand.is_none() && !self.desk.is_stalled() {
+            let low = !self.writer.restore_reserve();
+            self.space(low);
         }
     }
 }
 
 impl<W: Writer + Unpin> Journaler<W> {
-    fn write(&mut self) -> Next {
-        self.legacy.borrow_mut().write()
+    fn again(&mut self) -> Next {
+        self.legacy.borrow_mut().again()
     }
 
     fn guarded(&mut self, ctx: &mut Context<Self>, work: impl FnOnce(&mut Self) -> Next) {
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(Next::Rest) => {}
             Ok(Next::Again) => {
-                ctx.run_later(AGAIN, |this, ctx| this.guarded(ctx, Self::write));
+                ctx.run_later(AGAIN, |this, ctx| this.guarded(ctx, Self::again));
             }
             Err(panic) => {
                 self.guard.blame(&*panic);
@@ -321,14 +348,18 @@ impl<W: Writer + Unpin + 'static> Actor for Journaler<W> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // What the incarnation before had in hand comes first.
-        self.guarded(ctx, Self::write);
+        self.guarded(ctx, |this| {
+            let mut legacy = this.legacy.borrow_mut();
+            if legacy.in_hand.is_none() {
+                let low = legacy.writer.low_space();
+                legacy.space(low);
+            }
+            legacy.again()
+        });
         ctx.add_stream(Orders(self.legacy.borrow().desk.clone()));
         ctx.run_interval(10 * AGAIN, |this, ctx| {
             this.guarded(ctx, |this| {
-                let mut legacy = this.legacy.borrow_mut();
-                if legacy.low_space && legacy.in_hand.is_none() {
-                    legacy.space();
-                }
+                this.legacy.borrow_mut().look_for_space();
                 Next::Rest
             });
         });
@@ -424,7 +455,10 @@ mod tests {
             for n in 0..20_u8 {
                 let before = legacy.writer.last();
                 legacy.in_hand = Some((Order { incarnation: 0, body: vec![n], ops: 1 }, before));
-                while legacy.write() == Next::Again {}
+                let mut next = legacy.write();
+                while next == Next::Again {
+                    next = legacy.again();
+                }
                 let mut news = Vec::new();
                 inlet.take_journaled(&mut news);
                 let durable = news.iter().filter(|j| matches!(j, Journaled::Durable(o, _) if o.body == [n]));
@@ -456,9 +490,7 @@ mod tests {
         };
         journal.set_faults(Faults { full: 1000, ..Faults::default() });
         assert_eq!(legacy.write(), Next::Again);
-        assert!(!desk.wait_idle(Duration::from_millis(1)));
-        desk.withdraw();
-        assert_eq!(legacy.write(), Next::Rest);
-        assert!(desk.wait_idle(Duration::from_millis(1)) && legacy.in_hand.is_none());
+        assert!(desk.is_busy() && !desk.settle(Duration::from_millis(1)) && !desk.is_busy());
+        assert_eq!(legacy.again(), Next::Rest);
     }
 }

@@ -97,10 +97,14 @@ fn in_memory(q: &QueueView) -> bool {
     q.durability == Durability::Memory
 }
 
-/// Nothing runs, and nothing waits in memory for which there is a worker.
+/// Nothing runs, and nothing waits in memory for which there is a worker. What needs a journal that failed cannot end.
 async fn until_idle(server: &Server) {
-    let busy = |q: &QueueView| q.running > 0 || in_memory(q) && q.waiting > 0 && q.consumers > 0;
     loop {
+        let failed = server.journal.state().failed.is_some();
+        let busy = |q: &QueueView| match in_memory(q) {
+            true => q.running > 0 || q.waiting > 0 && q.consumers > 0,
+            false => q.running > 0 && !failed,
+        };
         // A dispatcher that restarts has no view, and is not idle.
         let idle = server.dispatcher_view().await.is_some_and(|d| !d.queues.iter().any(busy));
         if idle || server.directory.is_empty() {

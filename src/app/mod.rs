@@ -79,7 +79,7 @@ pub enum AppError {
         hint: &'static str,
     },
     /// The data directory cannot be used.
-    #[error("data directory {dir} cannot be written: {error}; choose another with --data-dir")]
+    #[error("data directory {dir} cannot be written: {error}; {}", storage::advice(.error).0)]
     DataDir {
         /// The directory.
         dir: PathBuf,
@@ -106,9 +106,9 @@ impl AppError {
     /// Exit code of the process: 78 where the configuration is to blame, 74 where the disk or what is on it is.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::DataDir { .. } => 78,
-            Self::Storage(e) if e.in_use => 78,
-            Self::Storage(_) | Self::Journal(_) => 74,
+            Self::DataDir { error, .. } if storage::advice(error).1 => 78,
+            Self::Storage(e) if e.configured => 78,
+            Self::DataDir { .. } | Self::Storage(_) | Self::Journal(_) => 74,
             _ => 1,
         }
     }

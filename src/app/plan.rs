@@ -102,12 +102,11 @@ impl Plan {
         if let Some(dir) = &self.config.data_dir {
             let salt = u32::from_le_bytes(host::random().map_err(system("randomness"))?);
             let storage =
-                storage::open(&dir.join("journal"), &self.config.journal, &setup, salt, self.terms.epoch)?;
+                storage::open(&dir.join("journal"), &setup, self.journal_options(salt), self.terms.epoch)?;
             (setup.epoch, self.terms.epoch) = (storage.epoch, storage.epoch);
             self.writer = Some(storage.writer);
             setup.journal = Some(dispatcher::Journal {
                 desk: self.desk.clone(),
-                health: self.health.clone(),
                 recover: Box::new(storage.recover),
                 first: Some(storage.board),
                 take_snapshot: self.take_snapshot(),
@@ -151,6 +150,12 @@ impl Plan {
         let _ = self.snapshotter.set(on(&arbiter.handle(), start).await);
     }
 
+    fn journal_options(&self, salt: u32) -> journal::Options {
+        let segment_bytes = self.config.journal.segment_bytes;
+        // The longest record is as long as it must be: whatever a segment holds is taken.
+        journal::Options { segment_bytes, batch_bytes_max: usize::MAX, ..journal::Options::new(salt) }
+    }
+
     pub(super) async fn start_journaler(&mut self, arbiter: &Arbiter) -> Option<Supervised<LocalJournaler>> {
         let writer = self.writer.take()?;
         let (desk, inlet, health) = (self.desk.clone(), self.dispatcher_inlet.clone(), self.health.clone());
@@ -191,6 +196,7 @@ impl Plan {
         let (directory, dispatcher, hubs) =
             (self.directory.clone(), self.dispatcher_inlet.clone(), self.hub_inlets.clone());
         let (terms, draining, roster) = (self.terms.clone(), self.draining.clone(), self.roster.clone());
+        let journal = self.health.clone();
         on(arbiter, move || {
             let (heartbeat_ms, dead_ms) = (terms.heartbeat_ms, terms.dead_ms);
             let shard = Rc::new(Shard {
@@ -201,6 +207,7 @@ impl Plan {
                 clock: clock::now,
                 terms,
                 draining,
+                journal,
                 buffer: RefCell::new(BytesMut::new()),
             });
             let owner = sessions::Setup {

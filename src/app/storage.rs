@@ -1,11 +1,10 @@
 //! What outlives the process: the journal, and the board that is made from it.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::actors::dispatcher::{Recover, Setup};
-use crate::actors::journal::{Journal, Position, Reader, Snapshots};
-use crate::config;
+use crate::actors::journal::{Failed, Journal, OpenError, Position, Reader, Snapshots};
 use crate::core::tasks::{Board, Replay};
 use crate::edge::clock;
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
@@ -21,8 +20,28 @@ pub struct StorageError {
     pub dir: PathBuf,
     /// What is wrong, where, and what to do.
     pub why: String,
-    /// Another process uses it.
-    pub in_use: bool,
+    /// The configuration is to blame, not the disk: another process uses it, or it may not be used.
+    pub configured: bool,
+}
+
+/// What to do about a call that failed, and whether the configuration is to blame.
+pub(super) fn advice(e: &io::Error) -> (&'static str, bool) {
+    use io::ErrorKind::{
+        AlreadyExists, NotADirectory, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem,
+        StorageFull,
+    };
+    match e.kind() {
+        StorageFull | QuotaExceeded => ("free some space on that disk, then start again", false),
+        PermissionDenied => {
+            ("let the server's user read and write it, or choose another with --data-dir", true)
+        }
+        ReadOnlyFilesystem => ("mount it writable, or choose another with --data-dir", true),
+        NotADirectory | AlreadyExists | NotFound => ("choose another with --data-dir", true),
+        _ => (
+            "see what the system's log says of that disk; `hive journal verify` reads the whole journal",
+            false,
+        ),
+    }
 }
 
 /// A journal that was read to its end.
@@ -90,24 +109,24 @@ fn replay_snapshot(source: &mut impl Read, replay: &mut Replay) -> Result<(), St
 }
 
 /// Opens the journal in `dir`, reads it, and takes it over. `epoch` is the lowest that will do.
-pub(super) fn open(
-    dir: &Path,
-    config: &config::Journal,
-    setup: &Setup,
-    salt: u32,
-    epoch: u32,
-) -> Result<Storage, StorageError> {
-    let bad = |why: String, in_use| StorageError { dir: dir.to_owned(), why, in_use };
+pub(super) fn open(dir: &Path, setup: &Setup, options: Options, epoch: u32) -> Result<Storage, StorageError> {
+    let bad = |why: String, configured| StorageError { dir: dir.to_owned(), why, configured };
     let wrong = |e: &dyn std::fmt::Display| bad(e.to_string(), false);
-    let (segment_bytes, batch_bytes_max) = (config.segment_bytes, config.segment_bytes as usize);
-    let options = Options { segment_bytes, batch_bytes_max, ..Options::new(salt) };
-    let files = Directory::new(dir).map_err(|e| wrong(&e))?;
+    let unopened = |e: OpenError| match &e {
+        OpenError::InUse(_) => bad(e.to_string(), true),
+        OpenError::Failed(f) => {
+            let (advice, configured) = advice(&f.source);
+            bad(format!("{e}; {advice}"), configured)
+        }
+        _ => wrong(&e),
+    };
+    let files = Directory::new(dir).map_err(|source| {
+        let place = dir.display().to_string();
+        unopened(OpenError::Failed(Failed { what: "make", place, source }))
+    })?;
     let start = LocalSnapshots::new(files.clone()).latest().map_err(|e| wrong(&e))?;
     let start = start.map_or(Position::NONE, |latest| latest.position);
-    let mut journal = LocalJournal::open(files, options, start).map_err(|e| {
-        let in_use = matches!(e, crate::actors::journal::OpenError::InUse(_));
-        bad(e.to_string(), in_use)
-    })?;
+    let mut journal = LocalJournal::open(files, options, start).map_err(unopened)?;
     let recovered = journal.recovered().clone();
     if let Some(cut) = &recovered.cut {
         tracing::warn!(%cut, "the end of the journal was cut: an append that nobody was told of, or a lost bit");

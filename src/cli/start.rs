@@ -1,11 +1,12 @@
 //! `hive start`.
 
-use std::io::Read as _;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
 
 use hive::app::Ready;
 use hive::config::{Config, Durability, Overrides};
 use hive::edge::discovery::{DevServer, Published};
+use tracing_subscriber::EnvFilter;
 
 use super::failure::{CONFIG, Failure};
 use super::output;
@@ -61,6 +62,7 @@ pub(crate) fn run(a: Args) -> Result<(), Failure> {
         Failure::new("the configuration cannot be used", e).next(next).code(CONFIG)
     };
     let config = Config::load(overrides).map_err(bad)?;
+    log();
     if a.until_stdin_closes {
         std::thread::spawn(stop_at_end_of_stdin);
     }
@@ -75,6 +77,19 @@ pub(crate) fn run(a: Args) -> Result<(), Failure> {
     });
     drop(published);
     ran.map_err(|e| Failure::new("the server cannot run", &e).code(e.exit_code()))
+}
+
+/// What the server has to say while it runs goes to standard error: warnings and errors, or what `HIVE_LOG` asks for.
+fn log() {
+    let filter = EnvFilter::try_from_env("HIVE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // A log on a full disk must not end the server: its complaint about that would be a panic.
+        .log_internal_errors(false);
+    // Whoever embeds the command may have one.
+    let _ = log.try_init();
 }
 
 fn durability(text: &str) -> Result<Durability, String> {

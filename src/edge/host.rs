@@ -68,6 +68,8 @@ pub fn token_in(dir: &Path) -> io::Result<String> {
 pub fn check_writable(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let probe = dir.join(format!(".probe-{}", std::process::id()));
-    fs::write(&probe, b"x")?;
-    fs::remove_file(probe)
+    // A full disk may have made it without taking the byte.
+    let written = fs::write(&probe, b"x");
+    let removed = fs::remove_file(probe);
+    written.and(removed)
 }

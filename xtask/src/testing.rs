@@ -19,8 +19,14 @@ pub(crate) struct Args {
 }
 
 /// What the tests call besides Rust: program and Debian package.
-const NEEDED: [(&str, &str); 5] =
-    [("cc", "gcc"), ("make", "make"), ("find", "findutils"), ("wc", "coreutils"), ("sha256sum", "coreutils")];
+const NEEDED: [(&str, &str); 6] = [
+    ("cc", "gcc"),
+    ("make", "make"),
+    ("strace", "strace"),
+    ("find", "findutils"),
+    ("wc", "coreutils"),
+    ("sha256sum", "coreutils"),
+];
 
 /// Installs what is missing and runs the tests.
 pub(crate) fn run(args: &Args) -> Result<()> {

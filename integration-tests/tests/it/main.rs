@@ -7,6 +7,7 @@ mod bad_input;
 mod bench;
 mod cli;
 mod demo;
+mod disk;
 mod durable;
 mod harness;
 mod http;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hive_proto::error::Code;
-use hive_proto::items::{self, Items, Reader};
+use hive_proto::items::{self, Complete, Fail, Item, Items, Reader, Release};
 use hive_proto::messages::{self, Work};
 use hive_proto::{Flags, FrameRef, Lease, Op, TaskId, WireError};
 
+use super::GATHER_BYTES;
 use super::legacy::Change;
 use super::sinks::Sinks;
 use crate::actors::directory::Peer;
@@ -15,7 +16,7 @@ use crate::core::tasks::{Board, SubmitFrame, WaitMode};
 use crate::core::time::Tick;
 
 /// What the journal takes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct JournalState {
     /// Space is short: tasks that run may end, no new ones come in.
     pub(super) low_space: bool,
@@ -35,15 +36,38 @@ impl JournalState {
         Ok(())
     }
 
-    /// Since the journal failed, nothing is decided that would be forgotten, and nobody is told where a task stands: it
-    /// may stand elsewhere after the next start.
-    fn takes(&self, op: Op) -> Result<(), WireError> {
-        let decides = matches!(op, Op::Submit | Op::Complete | Op::Fail | Op::Release | Op::Cancel);
-        let tells = matches!(op, Op::Query | Op::Wait | Op::ListDead);
-        match &self.failed {
-            Some(_) if decides || tells => Err(failed()),
-            _ => Ok(()),
+    /// While nothing becomes durable, nothing is answered that depends on it, be it for a long time (the disk is full) or
+    /// for ever (the journal failed): so what would have to be held back is refused. Memory queues go on.
+    fn takes(&self, board: &Board, frame: &FrameRef<'_>, op: Op) -> Result<(), WireError> {
+        if self.failed.is_none() && !self.full || !is_durable(board, frame, op) {
+            return Ok(());
         }
+        let asks = matches!(op, Op::Query | Op::ListDead);
+        match &self.failed {
+            Some(_) => Err(failed()),
+            None if asks || board.gathered_bytes() > GATHER_BYTES => {
+                let text =
+                    "the disk of the journal is full: what became of this can be told once there is space";
+                Err(WireError::new(Code::DiskFull, text).retry_after(1000))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a frame decides something that must survive, or asks for it.
+fn is_durable(board: &Board, frame: &FrameRef<'_>, op: Op) -> bool {
+    fn any<'a, T: Item<'a>>(board: &Board, frame: &FrameRef<'a>, task: impl Fn(&T) -> TaskId) -> bool {
+        Items::<T>::new(frame.payload, frame.prefix.count).any(|item| board.is_durable_task(task(&item)))
+    }
+    match op {
+        Op::Submit => frame.traced_header().is_ok_and(|(_, queue)| board.is_durable_queue(queue)),
+        Op::Complete => any(board, frame, |i: &Complete<'_>| i.lease.task),
+        Op::Fail => any(board, frame, |i: &Fail<'_>| i.lease.task),
+        Op::Release => any(board, frame, |i: &Release| i.lease.task),
+        Op::Cancel | Op::Query | Op::Wait => any(board, frame, |id: &TaskId| *id),
+        Op::ListDead => frame.header.get(4..).is_some_and(|queue| board.is_durable_queue(queue)),
+        _ => false,
     }
 }
 
@@ -71,7 +95,7 @@ pub(super) fn apply_frame(
 ) -> Result<(), WireError> {
     let (from, id, count) = (peer.session, frame.prefix.id, frame.prefix.count);
     let op = frame.op()?;
-    journal.takes(op)?;
+    journal.takes(board, frame, op)?;
     match op {
         Op::Submit => {
             let (trace, queue) = frame.traced_header()?;

@@ -8,10 +8,11 @@ use hashbrown::HashMap;
 use hive_proto::messages::{self, TasksLost, Work};
 use hive_proto::{Op, SessionId};
 
+use super::frames::JournalState;
 use super::snapshots::TakeSnapshot;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
-use crate::actors::journaler::{Desk, Health, Journaled};
+use crate::actors::journaler::{Desk, Journaled};
 use crate::actors::mailbox::Inlet;
 use crate::core::tasks::{Board, Identity, Limits, Policy, Replay};
 
@@ -33,8 +34,6 @@ pub trait Recover: Send {
 pub struct Journal {
     /// Where records are put.
     pub desk: Desk,
-    /// How it fares.
-    pub health: Health,
     /// How a board is made from it.
     pub recover: Box<dyn Recover>,
     /// The board of the first incarnation, made from it already.
@@ -98,6 +97,8 @@ pub(super) struct Legacy {
     pub(super) setup: Setup,
     /// Above every sequence given out.
     pub(super) next_seq: u64,
+    /// What the journal takes, so that a new board does not take what the old one refused.
+    pub(super) journal: JournalState,
     /// Open consumers, so that a new board knows the workers of the old one.
     pub(super) consumers: HashMap<SessionId, (Arc<Peer>, HashMap<u32, Work>)>,
 }
@@ -113,7 +114,8 @@ pub(super) enum Change {
 
 impl Legacy {
     pub(super) fn new(setup: Setup) -> Self {
-        Self { next_seq: setup.first_seq, setup, consumers: HashMap::new() }
+        let (journal, consumers) = Default::default();
+        Self { next_seq: setup.first_seq, setup, journal, consumers }
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -142,7 +144,8 @@ impl Legacy {
     /// The board of an incarnation: from the journal, if there is one, else empty.
     ///
     /// # Panics
-    /// If the journal cannot be read. The supervisor tries again.
+    /// If the journal cannot be read, or a record of the incarnation before is still being written, which the board has to
+    /// know of. The supervisor tries again.
     pub(super) fn board(&mut self, incarnation: u32) -> Board {
         if incarnation > 0 {
             self.next_seq += SEQ_GAP;
@@ -155,8 +158,7 @@ impl Legacy {
         }
         let board = self.setup.empty_board(epoch);
         let Some(journal) = &mut self.setup.journal else { return board };
-        // A record that lands later would tell another story than this board.
-        assert!(journal.desk.wait_idle(LAST_RECORD), "a record of the incarnation before is still under way");
+        assert!(!journal.desk.is_busy(), "the last record of the dispatcher before is still being written");
         let mut replay = Replay::new(board, self.setup.epoch);
         if let Err(e) = journal.recover.replay(&mut replay) {
             panic!("the journal cannot be read: {e}");
@@ -166,14 +168,11 @@ impl Legacy {
         board
     }
 
-    /// Whether all records of an incarnation that ends are durable. Waits for the one that is under way, and takes it back
-    /// if that lasts.
+    /// Whether all records of an incarnation that ends are durable. Waits for the one that is being written, and takes back the
+    /// one that waits for space.
     pub(super) fn last_record_is_durable(&self, incarnation: u32) -> bool {
         let Some(journal) = &self.setup.journal else { return true };
-        let idle = journal.desk.wait_idle(LAST_RECORD);
-        if !idle {
-            journal.desk.withdraw();
-        }
+        let idle = journal.desk.settle(LAST_RECORD);
         let mut news = Vec::new();
         self.setup.inlet.take_journaled(&mut news);
         let failed = |j: &Journaled| matches!(j, Journaled::Failed(_));

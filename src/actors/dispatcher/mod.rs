@@ -54,6 +54,8 @@ pub struct Dispatcher {
     board: Board,
     out: Sinks,
     inputs: Vec<Input>,
+    /// Batches among `inputs` with answers that are held back.
+    held: Vec<usize>,
     /// Frames of `inputs` whose producer credit is back.
     credited: usize,
     changes: Vec<Change>,
@@ -101,10 +103,7 @@ impl Dispatcher {
             .journal
             .as_ref()
             .map(|j| Snapshots::new(j.take_snapshot.clone(), j.snapshot_bytes, j.bytes_since_snapshot));
-        let journal = l.setup.journal.as_ref().map_or_else(JournalState::default, |j| {
-            let state = j.health.state();
-            JournalState { low_space: state.low_space, full: false, failed: state.failed }
-        });
+        let journal = l.journal.clone();
         let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
         drop(l);
         Self {
@@ -112,6 +111,7 @@ impl Dispatcher {
             board,
             out,
             inputs: Vec::new(),
+            held: Vec::new(),
             credited: 0,
             changes: Vec::new(),
             legacy,
@@ -178,6 +178,7 @@ impl Dispatcher {
         let mut legacy = self.legacy.borrow_mut();
         let mut credited = std::mem::take(&mut self.credited);
         self.changes.clear();
+        self.held.clear();
         let mut answered = Vec::new(); // once it is dropped
         for input in self.inputs.drain(..) {
             match input {
@@ -226,7 +227,11 @@ impl Dispatcher {
             match &mut self.inputs[at] {
                 Input::Frames(batch) => {
                     let (peer, read_at) = (batch.from.peer.clone(), batch.read_at);
+                    self.out.has_held();
                     self.apply(now, at, &peer);
+                    if self.out.has_held() {
+                        self.held.push(at);
+                    }
                     self.queued.record(now.since(read_at));
                 }
                 Input::HasRead(session) => self.board.resume(*session),
@@ -242,7 +247,7 @@ impl Dispatcher {
                 }
             }
         }
-        self.write(now);
+        let sealed = self.write(now);
         self.board.pump(now, &mut self.out);
         let mut legacy = self.legacy.borrow_mut();
         legacy.next_seq = self.board.next_seq();
@@ -255,13 +260,24 @@ impl Dispatcher {
             self.decision.record(each);
         }
         self.out.now.flush();
-        let senders = self.inputs.drain(..).filter_map(|input| match input {
-            Input::Frames(batch) => Some(batch.from),
-            Input::Closed(from) => Some(from),
-            Input::HasRead(_) | Input::Journaled(_) => None,
-        });
-        self.out.done(senders, self.board.is_uncommitted());
+        let mut held = self.held.drain(..).peekable();
+        for (at, input) in self.inputs.drain(..).enumerate() {
+            if held.next_if_eq(&at).is_some()
+                && let Input::Frames(batch) = input
+            {
+                self.out.unanswered(batch.from, sealed);
+            }
+        }
+        drop(held);
         self.credited = 0;
+        self.give_up();
+    }
+
+    /// Once the journal has failed, what is held back will never be told.
+    fn give_up(&mut self) {
+        if self.journal.failed.is_some() {
+            self.out.refuse_held(&failed(), &failed());
+        }
     }
 
     fn apply(&mut self, now: Tick, input: usize, peer: &Arc<Peer>) {
@@ -278,16 +294,20 @@ impl Dispatcher {
         }
     }
 
-    /// Hands what was decided to the journaler, unless it is at work.
-    fn write(&mut self, now: Tick) {
-        let Some(desk) = &self.desk else { return };
+    /// Hands what was decided to the journaler, unless it is at work. Gives whether it did.
+    fn write(&mut self, now: Tick) -> bool {
+        let Some(desk) = &self.desk else { return false };
         if let Some((body, ops)) = self.board.seal(now, std::mem::take(&mut self.spare)) {
             self.out.seal();
             desk.put(Order { incarnation: self.incarnation, body, ops });
-        } else if self.board.gathered_bytes() > GATHER_BYTES {
+            return true;
+        }
+        // While the record under way waits for space, everybody is answered instead, for that may be long.
+        if self.board.gathered_bytes() > GATHER_BYTES && !self.journal.full {
             self.legacy.borrow().setup.inlet.shut(true);
             self.shut = true;
         }
+        false
     }
 
     /// News of the journal.
@@ -321,17 +341,20 @@ impl Dispatcher {
                     s.written(bytes);
                 }
             }
-            Journaled::Full => self.journal.full = true,
-            Journaled::LowSpace(low) => self.journal.low_space = low,
-            Journaled::Failed(why) => {
-                self.journal.failed = Some(why);
-                self.board.journal_failed();
-                for (session, request) in self.board.open_waits().collect::<Vec<_>>() {
-                    self.board.end_wait(session, request);
-                    TaskSink::error(&mut self.out.now, session, request, failed());
-                }
-                self.out.refuse_held(&failed().maybe_done(), &failed().maybe_done());
+            Journaled::Full => {
+                self.journal.full = true;
                 self.open();
+            }
+            Journaled::LowSpace(low) => {
+                self.journal.low_space = low;
+                self.legacy.borrow_mut().journal.low_space = low;
+            }
+            Journaled::Failed(why) => {
+                self.journal.failed = Some(why.clone());
+                self.out.refuse_held(&failed().maybe_done(), &failed().maybe_done());
+                let mut legacy = self.legacy.borrow_mut();
+                legacy.journal.failed = Some(why);
+                legacy.setup.inlet.shut(false);
             }
         }
     }
@@ -358,6 +381,7 @@ impl Dispatcher {
                 this.write(now);
                 this.board.pump(now, &mut this.out);
                 this.out.now.flush();
+                this.give_up();
             });
         });
     }
@@ -374,7 +398,9 @@ impl Actor for Dispatcher {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(self.legacy.borrow().setup.inlet.ready());
         // That a new incarnation begins, and whatever was due meanwhile.
-        self.guarded(ctx, |this| this.write((this.clock)()));
+        self.guarded(ctx, |this| {
+            this.write((this.clock)());
+        });
     }
 }
 

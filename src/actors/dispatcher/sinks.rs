@@ -45,6 +45,8 @@ pub(super) struct Sinks {
     gathering: Held,
     in_flight: Held,
     hold: bool,
+    /// Something was held back since it was last asked.
+    has_held: bool,
 }
 
 impl Sinks {
@@ -54,16 +56,19 @@ impl Sinks {
             gathering: Held::new(directory),
             in_flight: Held::new(directory),
             hold: false,
+            has_held: false,
         }
     }
 
-    /// The senders of a batch: their answers have been queued, or are among those that are held back.
-    pub(super) fn done(&mut self, from: impl Iterator<Item = InFlight>, uncommitted: bool) {
-        if uncommitted {
-            self.gathering.unanswered.extend(from);
-        } else {
-            from.for_each(drop);
-        }
+    /// Whether something was held back since this was last asked.
+    pub(super) fn has_held(&mut self) -> bool {
+        std::mem::take(&mut self.has_held)
+    }
+
+    /// A sender whose answers are among those that are held back; `sealed` if they have been sealed since.
+    pub(super) fn unanswered(&mut self, from: InFlight, sealed: bool) {
+        let held = if sealed { &mut self.in_flight } else { &mut self.gathering };
+        held.unanswered.push(from);
     }
 
     /// What was gathered is on its way to the journal.
@@ -107,6 +112,7 @@ impl Sinks {
 
     #[inline]
     fn out(&mut self) -> &mut Outgoing {
+        self.has_held |= self.hold;
         if self.hold { &mut self.gathering.out } else { &mut self.now }
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 
+use hive_proto::TaskId;
 use hive_proto::ids::Durability;
 use hive_proto::items::Complete;
 
@@ -135,6 +136,11 @@ impl Board {
     #[inline]
     pub(super) fn is_durable(&self, slot: Slot) -> bool {
         self.queues[self.queue_of(slot) as usize].is_durable()
+    }
+
+    /// Whether what becomes of a task must survive. What is not known may have been known a moment ago.
+    pub fn is_durable_task(&self, task: TaskId) -> bool {
+        self.find(task).is_none_or(|slot| self.is_durable(slot))
     }
 
     /// Tells the sink whether what comes next depends on decisions that the journal does not have.

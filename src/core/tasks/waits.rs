@@ -89,10 +89,11 @@ impl Board {
         &self,
         from: SessionId,
         request: u32,
-        ids: impl Iterator<Item = TaskId>,
+        ids: impl Iterator<Item = TaskId> + Clone,
         sink: &mut impl TaskSink,
     ) {
-        self.hold(true, sink);
+        let durable = self.is_uncommitted() && ids.clone().any(|id| self.is_durable_task(id));
+        self.hold(durable, sink);
         sink.tasks(from, request, ids.map(|id| self.state_of(id)));
         sink.hold(false);
     }
@@ -208,7 +209,7 @@ impl Board {
             slot = self.table[here].prev;
             Some(self.view(here))
         });
-        self.hold(true, sink);
+        self.hold(self.queues[*at as usize].is_durable(), sink);
         sink.tasks(from, request, newest.take(limit));
         sink.hold(false);
     }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::actors::Clock;
 use crate::actors::directory::Directory;
+use crate::actors::journaler::Health;
 use crate::actors::mailbox::Inlet;
 
 /// What sessions need of their server, the same for all of a shard.
@@ -35,6 +36,8 @@ pub struct Shard {
     pub terms: Terms,
     /// The server is about to stop.
     pub draining: Arc<AtomicBool>,
+    /// How the journal fares: why the server is about to stop.
+    pub journal: Health,
     /// One read buffer for the sessions of the thread: an idle session has none.
     pub buffer: RefCell<BytesMut>,
 }

@@ -265,7 +265,11 @@ impl Session {
 
     fn refusal(&self) -> WireError {
         if self.shard.draining.load(Ordering::Relaxed) {
-            return WireError::new(Code::Draining, "the server is shutting down").retry_after(1000);
+            let (code, text) = match self.shard.journal.state().failed {
+                Some(_) => (Code::JournalFailed, "the journal failed; the server is about to stop"),
+                None => (Code::Draining, "the server is shutting down"),
+            };
+            return WireError::new(code, text).retry_after(1000);
         }
         let t = &self.shard.terms;
         let text = format!(

@@ -111,6 +111,20 @@ impl Client {
         }
     }
 
+    /// The first frame that fits; `None` if the connection ends before it comes.
+    pub(crate) fn try_take(&mut self, fits: impl Fn(Prefix) -> bool) -> Option<Frame> {
+        loop {
+            if let Some(at) = self.inbox.iter().position(|f| fits(f.view().prefix)) {
+                return self.inbox.remove(at);
+            }
+            match self.wire.see(PATIENCE) {
+                Seen::Frame(f) => self.inbox.push_back(f),
+                Seen::End => return None,
+                Seen::Silence => panic!("neither a frame nor the end came"),
+            }
+        }
+    }
+
     /// The next frame of any kind, if one comes within the time.
     pub(crate) fn poll(&mut self, within: Duration) -> Option<Frame> {
         if let Some(frame) = self.inbox.pop_front() {

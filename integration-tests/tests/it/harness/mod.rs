@@ -2,6 +2,7 @@
 
 mod bystander;
 mod client;
+mod disk;
 mod http;
 mod hub;
 mod server;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use bystander::Bystander;
 pub(crate) use client::{Client, hello};
+pub(crate) use disk::{Disk, Strace};
 pub(crate) use http::ask as http_ask;
 pub(crate) use hub::Heard;
 pub(crate) use server::{Server, binary, command, free_port, outcome};

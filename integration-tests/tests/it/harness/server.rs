@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{Client, eventually, http};
+use super::{Client, Disk, eventually, http};
 
 /// What every server of a test is given, before what the test asks for: a test that is held up for a few seconds is not dead.
 const SESSION: &str = "heartbeat_ms = 2000\ndead_ms = 60000\n";
@@ -22,6 +22,8 @@ pub(crate) struct Server {
     child: Child,
     /// The server stops when this ends, so that a test that is killed leaves none behind.
     _stdin: Option<ChildStdin>,
+    /// Goes before the folder that it is mounted in.
+    disk: Option<Disk>,
     folder: tempfile::TempDir,
 }
 
@@ -38,6 +40,19 @@ impl Server {
 
     /// Started with a configuration and keys of `[session]`, which stand in for those of the tests.
     pub(crate) fn with_session(config: &str, session: &str) -> Self {
+        let folder = Self::prepared(config, session);
+        Self::launch(folder, None)
+    }
+
+    /// Started with its data on a disk of its own; `None` where none can be had.
+    pub(crate) fn on_disk(config: &str, disk: impl FnOnce(&Path) -> Option<Disk>) -> Option<Self> {
+        let folder = Self::prepared(config, "");
+        let disk = disk(&folder.path().join("data"))?;
+        Some(Self::launch(folder, Some(disk)))
+    }
+
+    /// A folder with a configuration.
+    fn prepared(config: &str, session: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("temporary folder");
         let file = folder.path().join("hive.toml");
         let usual = SESSION.lines().filter(|l| !session.contains(l.split(' ').next().unwrap_or_default()));
@@ -53,11 +68,11 @@ impl Server {
         };
         let text = format!("{data_dir}{shards}{config}\n[session]\n{}\n{session}\n", usual.join("\n"));
         std::fs::write(&file, text).expect("configuration");
-        Self::launch(folder)
+        folder
     }
 
     /// Started with what is in the folder: the configuration, and the data of an earlier server.
-    fn launch(folder: tempfile::TempDir) -> Self {
+    fn launch(folder: tempfile::TempDir, disk: Option<Disk>) -> Self {
         let token = format!("token-{}", folder.path().display());
         let mut child = command(&["--config", &folder.path().join("hive.toml").to_string_lossy()])
             .env("HIVE_TOKEN", &token)
@@ -73,7 +88,7 @@ impl Server {
             let value = line.split(' ').find_map(|w| w.strip_prefix(name)?.strip_prefix('='));
             value.and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no {name} in {line:?}"))
         };
-        Self { addr: field("server"), http: field("http"), token, child, _stdin: stdin, folder }
+        Self { addr: field("server"), http: field("http"), token, child, _stdin: stdin, disk, folder }
     }
 
     /// A client that has logged in under a name that the server makes up.
@@ -146,15 +161,25 @@ impl Server {
     /// Kills the process at once, and starts another on the same data.
     pub(crate) fn killed_and_started_again(mut self) -> Self {
         let _ = self.child.kill();
-        let _ = self.child.wait();
         self.started_again()
     }
 
     /// Starts another process on the data of this one, which has ended.
     pub(crate) fn started_again(mut self) -> Self {
+        let (folder, disk) = self.left_behind();
+        Self::launch(folder, disk)
+    }
+
+    /// Tries to start another process on the data of this one, which has ended: its exit code, and what it said.
+    pub(crate) fn refused_again(&self) -> (Option<i32>, String) {
+        outcome(&mut command(&["--config", &self.folder.path().join("hive.toml").to_string_lossy()]))
+    }
+
+    fn left_behind(&mut self) -> (tempfile::TempDir, Option<Disk>) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("temporary folder"));
-        drop(self);
-        Self::launch(folder)
+        (folder, self.disk.take())
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -185,7 +210,7 @@ impl Server {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 }

@@ -183,6 +183,24 @@ impl Client {
         self.settle_with(Op::Complete, [Complete { lease, result }])
     }
 
+    pub(crate) fn try_complete(&mut self, lease: Lease, result: &[u8]) -> Result<Settled, WireError> {
+        let id = self.ask_complete(lease, result);
+        self.settled(id)
+    }
+
+    /// Completes a task without waiting for the answer.
+    pub(crate) fn ask_complete(&mut self, lease: Lease, result: &[u8]) -> u32 {
+        let (count, payload) = packed([Complete { lease, result }]);
+        self.ask(Op::Complete, 0, count, &[], &payload)
+    }
+
+    /// The answer to a settlement.
+    pub(crate) fn settled(&mut self, id: u32) -> Result<Settled, WireError> {
+        let answer = self.answer(id)?;
+        assert_eq!(answer.view().op(), Ok(Op::Settled));
+        Ok(Settled { accepted: answer.view().prefix.count, refused: refused(&answer) })
+    }
+
     pub(crate) fn fail(&mut self, lease: Lease, delay_ms: u32, permanent: bool, error: &str) -> Settled {
         self.settle_with(Op::Fail, [Fail { lease, delay_ms, permanent, error }])
     }
@@ -205,16 +223,18 @@ impl Client {
 
     fn settle_with<'a, T: Item<'a>>(&mut self, op: Op, items: impl IntoIterator<Item = T>) -> Settled {
         let (count, payload) = packed(items);
-        let answer = self.call(op, 0, count, &[], &payload).unwrap_or_else(|e| panic!("{op:?}: {e}"));
-        assert_eq!(answer.view().op(), Ok(Op::Settled));
-        Settled { accepted: answer.view().prefix.count, refused: refused(&answer) }
+        let id = self.ask(op, 0, count, &[], &payload);
+        self.settled(id).unwrap_or_else(|e| panic!("{op:?}: {e}"))
     }
 
     /// The state of tasks now.
     pub(crate) fn query(&mut self, tasks: &[TaskId]) -> Vec<Outcome> {
+        self.try_query(tasks).unwrap_or_else(|e| panic!("query: {e}"))
+    }
+
+    pub(crate) fn try_query(&mut self, tasks: &[TaskId]) -> Result<Vec<Outcome>, WireError> {
         let (count, payload) = packed(tasks.iter().copied());
-        let answer = self.call(Op::Query, 0, count, &[], &payload).unwrap_or_else(|e| panic!("query: {e}"));
-        outcomes(&answer)
+        self.call(Op::Query, 0, count, &[], &payload).map(|f| outcomes(&f))
     }
 
     /// Begins to wait for tasks.
