@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hive_proto::error::Outcome;
 use hive_proto::frame::MAGIC;
-use hive_proto::items::{Assign, Complete, Item, Task};
+use hive_proto::items::{Assign, Complete, Item, RevokeReason, Revoked, Task};
 use hive_proto::messages::{self, TasksLost};
 use hive_proto::{Code, Frame, Op, TaskId, TaskState};
 
@@ -343,4 +343,26 @@ fn what_a_panic_interrupts_is_answered_and_can_be_asked_again() {
     let again = submitter.submit("q", &[b"again"])[0];
     let assigned: Vec<TaskId> = worker.gather(consumer, 2).iter().map(|t| t.lease.task).collect();
     assert_eq!(assigned, [task, again]);
+}
+
+/// The leases of a dispatcher end with it: their workers are told, and the tasks come again under the next epoch.
+#[test]
+fn leases_end_with_the_dispatcher() {
+    let server = Server::with(CONFIG);
+    let (mut submitter, mut worker) = (server.client(), server.client());
+    let ids = submitter.submit("q", &payloads(3));
+    let consumer = worker.work("q", 10);
+    let old = worker.gather(consumer, 3);
+    server.panic("dispatcher");
+    let _ = submitter.try_query(&[]); // the batch that the panic interrupts
+    let mut revoked = Vec::new();
+    while revoked.len() < 3 {
+        let frame = worker.next(Op::Revoked);
+        revoked.extend(items::<Revoked>(&frame).iter().map(|r| (r.lease, r.reason)));
+    }
+    assert!(old.iter().all(|t| revoked.contains(&(t.lease, RevokeReason::Restarted))));
+    let again = worker.gather(consumer, 3);
+    assert!(again.iter().all(|t| ids.contains(&t.lease.task) && t.lease.epoch > old[0].lease.epoch));
+    assert_eq!(worker.complete(&again).accepted, 3);
+    assert_eq!(submitter.results_of(&ids).len(), 3);
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
 use hive_proto::error::Code;
+use hive_proto::items::{RevokeReason, Revoked};
 use hive_proto::{Frames, WireError};
 
 use super::Clock;
@@ -139,6 +140,7 @@ impl Dispatcher {
             self.guard.blame(&*panic);
             self.out.now.abandon();
             self.refuse_waits();
+            self.revoke_leases();
             self.refuse_inputs();
             self.end_commits();
             actix::ActorContext::terminate(ctx);
@@ -170,6 +172,14 @@ impl Dispatcher {
         let waits = catch_unwind(AssertUnwindSafe(|| self.board.open_waits().collect::<Vec<_>>()));
         for (session, request) in waits.unwrap_or_default() {
             TaskSink::error(&mut self.out.now, session, request, restarted("the dispatcher"));
+        }
+    }
+
+    /// Leases end with the board as well: workers are told to stop, whoever gets the tasks next.
+    fn revoke_leases(&mut self) {
+        let leases = catch_unwind(AssertUnwindSafe(|| self.board.open_leases()));
+        for (session, lease) in leases.unwrap_or_default() {
+            self.out.now.revoked(session, Revoked { lease, reason: RevokeReason::Restarted });
         }
     }
 

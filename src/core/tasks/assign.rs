@@ -225,6 +225,21 @@ impl Board {
         self.put_back_in_order(now, held, "the worker's connection ended", sink);
     }
 
+    /// All leases and who holds them.
+    pub fn open_leases(&self) -> Vec<(SessionId, Lease)> {
+        let mut leases = Vec::new();
+        for c in self.consumers.iter().flatten() {
+            let mut slot = c.leases.head;
+            while slot != Slot::NONE {
+                let task = TaskId::new(self.queues[c.queue as usize].partition, self.table.seq(slot));
+                let attempt = self.table[slot].attempt;
+                leases.push((c.session, Lease { task, attempt, epoch: self.identity.epoch }));
+                slot = self.table[slot].next;
+            }
+        }
+        leases
+    }
+
     /// Forgets a consumer that holds nothing.
     pub(crate) fn drop_consumer(&mut self, handle: u32) {
         let Some(c) = self.consumers[handle as usize].take() else { return };
