@@ -7,6 +7,7 @@ use crate::actors::dispatcher::{Recover, Setup};
 use crate::actors::journal::{Journal, Position, Reader, Snapshots};
 use crate::core::tasks::{Board, Replay};
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
+use crate::planted;
 
 /// Longest record of a snapshot, bytes.
 const SNAPSHOT_RECORD_BYTES_MAX: u32 = 64 * 1024 * 1024;
@@ -48,7 +49,14 @@ impl Recover for FromDisk {
             }
             None => Position::NONE,
         };
-        while let Some(record) = self.reader.next(&mut at).map_err(|e| e.to_string())? {
+        let mut before = None;
+        while let Some(mut record) = self.reader.next(&mut at).map_err(|e| e.to_string())? {
+            if planted::is("lose_last_record") && record.ops > 0 {
+                match before.replace(record) {
+                    Some(earlier) => record = earlier,
+                    None => continue,
+                }
+            }
             if record.ops > 0 {
                 replay.apply(&record.body).map_err(|e| format!("record {}: {e}", record.position))?;
             }

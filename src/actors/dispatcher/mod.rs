@@ -24,6 +24,7 @@ use super::supervise::DeathGuard;
 use super::timer::Timer;
 use crate::core::tasks::{Board, Counters, QueueView, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 use frames::{JournalState, apply_frame, failed, settle_credit};
 use legacy::{Change, Legacy};
 use sinks::Sinks;
@@ -162,10 +163,18 @@ impl Dispatcher {
     fn end_commits(&mut self) {
         let legacy = self.legacy.borrow();
         let all = !self.board.has_records();
-        if legacy.last_record_is_durable(self.incarnation, LAST_RECORD) && all {
+        let told = legacy.last_record_is_durable(self.incarnation, LAST_RECORD) && all;
+        if told && !planted::is("done_as_not_done") {
             self.out.committed();
         }
         let gone = restarted("the dispatcher");
+        if planted::is("gathered_unanswered") {
+            return;
+        } else if planted::is("gathered_as_done") {
+            self.out.settled();
+        } else if planted::is("done_as_not_done") {
+            return self.out.refuse_held(&gone, &gone);
+        }
         self.out.refuse_held(&gone.clone().maybe_done(), &gone);
     }
 
@@ -236,7 +245,9 @@ impl Dispatcher {
         if let Some((body, ops)) = self.board.seal(now, std::mem::take(&mut self.spare)) {
             self.out.seal();
             desk.put(Order { incarnation: self.incarnation, body, ops });
-        } else if self.board.gathered_bytes() > GATHER_BYTES {
+        } else if self.board.gathered_bytes()
+            > if planted::is("drop_when_shut") { 4096 } else { GATHER_BYTES }
+        {
             self.legacy.borrow().setup.inlet.shut(true);
         }
     }

@@ -11,6 +11,7 @@ use super::outcome::End;
 use super::table::{Record, Slot};
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// Applies records of the journal to an empty board.
 #[derive(Debug)]
@@ -69,12 +70,23 @@ impl Replay {
 
     fn decide(&mut self, decision: Decision<'_>) -> Option<()> {
         let time = self.time;
+        let skipped = match decision {
+            Decision::Complete { .. } => planted::is("skip_complete"),
+            Decision::Cancel { .. } => planted::is("skip_cancel"),
+            Decision::Bury { .. } => planted::is("skip_bury"),
+            Decision::Retry { .. } => planted::is("skip_retry"),
+            _ => false,
+        };
+        if skipped {
+            return Some(());
+        }
         match decision {
             Decision::Epoch(epoch) => {
                 self.epoch = self.epoch.max(epoch);
                 self.lanes.clear();
             }
             Decision::Lane { lane, queue, labels } => {
+                let labels = if planted::is("labels_lost") { Labels::NONE } else { labels };
                 let at = self.board.restore_lane(queue, labels)?;
                 self.lanes.insert(lane, at);
             }
@@ -85,7 +97,14 @@ impl Replay {
             Decision::Submit { lane, watcher, seq, due, ext, payload } => {
                 let lane = *self.lanes.get(&lane)?;
                 let watcher = self.watcher(watcher);
+                let due = due.filter(|_| !planted::is("due_at_once"));
+                let ext = if planted::is("options_lost") { &[] } else { ext };
+                let lost = usize::from(planted::is("payload_garbled"));
+                let payload = &payload[..payload.len().saturating_sub(lost)];
                 self.board.restore_submit(lane, watcher, seq, due, ext, payload)?;
+                if planted::is("task_doubled") {
+                    self.board.restore_submit(lane, watcher, seq + (1 << 40), due, ext, payload)?;
+                }
             }
             Decision::Task(whole) => {
                 let lane = *self.lanes.get(&whole.lane)?;
@@ -105,13 +124,16 @@ impl Replay {
                 if let Some(slot) = self.board.detach(seq) {
                     let r = &mut self.board.table[slot];
                     (r.attempt, r.failed) = (attempt, failed);
+                    let error = if planted::is("error_lost") { "" } else { error };
                     self.board.bury(slot, error, &mut Nobody);
                 }
             }
             Decision::Retry { seq, attempt, failed, due, error } => {
                 if let Some(slot) = self.board.detach(seq) {
                     let r = &mut self.board.table[slot];
-                    (r.attempt, r.failed) = (attempt, failed);
+                    r.attempt = attempt;
+                    r.failed = if planted::is("forget_failures") { 0 } else { failed };
+                    let due = due.filter(|_| !planted::is("retry_at_once"));
                     if !error.is_empty() {
                         self.board.keep_error(slot, error);
                     }
@@ -123,7 +145,7 @@ impl Replay {
     }
 
     fn watcher(&self, session: u32) -> SessionId {
-        SessionId(if self.keep_watchers { session } else { 0 })
+        SessionId(if self.keep_watchers && !planted::is("watchers_lost") { session } else { 0 })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Tag, Whole};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// A record of this length gets no more decisions; the last one may be as long as a message. Bytes.
 const RECORD_BYTES: usize = 8 * 1024 * 1024;
@@ -89,6 +90,9 @@ impl Ops {
                     && g.items < u16::MAX
                     && self.buf.len() < RECORD_BYTES =>
             {
+                if planted::is("batch_tail_lost") && g.items == 3 {
+                    return;
+                }
                 g.seq = seq;
                 g.items += 1;
                 self.count += 1;
