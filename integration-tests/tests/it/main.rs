@@ -9,6 +9,7 @@ mod cli;
 mod demo;
 mod durable;
 mod harness;
+mod history;
 mod http;
 mod hub;
 mod sessions;
