@@ -112,6 +112,11 @@ impl Board {
             let r = &self.table[slot];
             self.ops.bury(self.table.seq(slot), r.attempt, r.failed, cut(error));
         }
+        self.lay_down(slot, error, sink);
+    }
+
+    /// Puts a task among the dead letters, of which the journal knows already.
+    pub(crate) fn lay_down(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
         self.keep_error(slot, error);
         let r = &mut self.table[slot];
         r.blob = self.payloads.hand_over(r.blob, &mut self.dead);

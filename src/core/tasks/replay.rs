@@ -125,7 +125,7 @@ impl Replay {
                     let r = &mut self.board.table[slot];
                     (r.attempt, r.failed) = (attempt, failed);
                     let error = if planted::is("error_lost") { "" } else { error };
-                    self.board.bury(slot, error, &mut Nobody);
+                    self.board.lay_down(slot, error, &mut Nobody);
                 }
             }
             Decision::Retry { seq, attempt, failed, due, error } => {
@@ -212,7 +212,7 @@ impl Board {
             }
             TaskState::Dead => {
                 self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
-                self.bury(slot, w.error, &mut Nobody);
+                self.lay_down(slot, w.error, &mut Nobody);
             }
             TaskState::Completed | TaskState::Cancelled => {
                 let blob = self.results.put([w.bytes, &[]]);
