@@ -25,6 +25,8 @@ pub(super) struct Commit {
     in_flight: Vec<u32>,
     /// Records are being written.
     busy: bool,
+    /// The journal does not know the epoch of this board: a lease that is given now could be given once more by the next process.
+    unannounced: bool,
     /// Those of them that have not been handed over.
     records: VecDeque<(Vec<u8>, u32)>,
     /// Tasks from here on are gathered.
@@ -36,7 +38,16 @@ pub(super) struct Commit {
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
         let (gathering, in_flight, records) = Default::default();
-        Self { gathering, in_flight, busy: false, records, sealed_seq: first_seq, durable_seq: first_seq }
+        let (busy, unannounced) = (false, false);
+        Self {
+            gathering,
+            in_flight,
+            busy,
+            unannounced,
+            records,
+            sealed_seq: first_seq,
+            durable_seq: first_seq,
+        }
     }
 }
 
@@ -93,6 +104,17 @@ impl Board {
         self.draining = true;
     }
 
+    /// Whether tasks that survive may be assigned by now.
+    pub(super) fn may_assign_durable(&self) -> bool {
+        !self.draining && !self.commit.unannounced
+    }
+
+    /// The first record tells the epoch. No lease of it is given before that is durable.
+    pub(super) fn announce(&mut self, epoch: u32) {
+        self.ops.epoch(epoch);
+        self.commit.unannounced = true;
+    }
+
     /// Whether tasks of a queue must survive; of one that is not there, whether they would have to.
     pub fn is_durable_queue(&self, name: &[u8]) -> bool {
         let known = std::str::from_utf8(name).ok().and_then(|n| self.by_name.get(n));
@@ -103,6 +125,9 @@ impl Board {
     /// All that was handed over is durable. Follow it with [`Board::pump`].
     pub fn committed(&mut self) {
         self.commit.busy = false;
+        if std::mem::take(&mut self.commit.unannounced) {
+            (0..self.queues.len() as u32).for_each(|queue| self.mark_dirty(queue));
+        }
         self.commit.durable_seq = self.commit.sealed_seq;
         while let Some(at) = self.commit.in_flight.pop() {
             let lane = &mut self.lanes[at as usize];

@@ -64,7 +64,7 @@ impl Replay {
         board.table.reopen(first_seq);
         board.set_durable_below(board.next_seq());
         board.sort_done();
-        board.ops.epoch(epoch);
+        board.announce(epoch);
         board
     }
 
