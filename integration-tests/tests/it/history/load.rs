@@ -30,6 +30,7 @@ const LABEL: &str = "gpu";
 /// Tasks without an outcome beyond which nothing more is submitted.
 const OPEN_MAX: i64 = 600;
 const HOT_MAX: usize = 256;
+const SAT_ON_MAX: usize = 8;
 
 /// What the clients do: the load, then no more of it, then nothing is left to do, then the end.
 pub(super) const LOAD: u8 = 0;
@@ -46,6 +47,8 @@ pub(super) struct Fleet {
     open: AtomicI64,
     /// The latest lease of each task, of this server or an earlier one, and whose it was.
     leases: Mutex<HashMap<TaskId, (Lease, u32)>>,
+    /// Leases that somebody sits on, and who.
+    sat_on: Mutex<VecDeque<(Lease, u32)>>,
     /// Tasks that were handed out last.
     hot: Mutex<VecDeque<TaskId>>,
 }
@@ -65,9 +68,9 @@ impl std::ops::Deref for Site<'_> {
 
 impl Fleet {
     pub(super) fn new(patience: Duration) -> Self {
-        let (leases, hot) = Default::default();
+        let (leases, sat_on, hot) = Default::default();
         let (keys, open) = (AtomicU64::new(0), AtomicI64::new(0));
-        Self { log: Recorder::new(), patience, keys, open, leases, hot }
+        Self { log: Recorder::new(), patience, keys, open, leases, sat_on, hot }
     }
 
     /// So many tasks have no outcome.
@@ -293,9 +296,11 @@ fn take_up(site: &Site<'_>, link: &mut Link<'_>, dice: &mut Dice, held: Held, lo
 
 /// Settles a task that somebody else holds.
 fn steal(site: &Site<'_>, link: &mut Link<'_>, dice: &mut Dice) {
-    let hot: Vec<TaskId> = site.hot.lock().expect("no panic").iter().copied().collect();
-    let Some(task) = dice.one(&hot) else { return };
-    let theirs = site.leases.lock().expect("no panic").get(&task).copied();
+    let mut sat_on = site.sat_on.lock().expect("no panic");
+    let place = dice.below(sat_on.len().max(1) as u64) as usize;
+    let theirs = sat_on.get(place).copied();
+    sat_on.retain(|one| Some(*one) != theirs);
+    drop(sat_on);
     if let Some((lease, _)) = theirs.filter(|(_, owner)| *owner != link.number) {
         link.settle(How::Complete, false, &[(lease, result(lease, 0, "stolen"))]);
     }
@@ -334,6 +339,12 @@ fn work_on(
                 link.settle(How::Release { delay_ms }, false, &[(lease, vec![])]);
             }
             _ => {
+                let mut sat_on = site.sat_on.lock().expect("no panic");
+                sat_on.push_back((lease, link.number));
+                if sat_on.len() > SAT_ON_MAX {
+                    sat_on.pop_front();
+                }
+                drop(sat_on);
                 held.until = site.log.now() + dice.between(20_000, 300_000);
                 hand.push(held);
             }

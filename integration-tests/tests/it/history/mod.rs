@@ -19,6 +19,7 @@ mod record;
 mod tests;
 mod torture;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use torture::{Options, run};
@@ -49,8 +50,11 @@ fn passes(options: &Options) {
     let rerun = format!("cargo xtask torture --seed {seed} --shards {shards} --cycles {}", options.cycles);
     let (cycles, s) = (report.cycles, began.elapsed().as_secs());
     println!("{cycles} kills, {} tasks, {} events in {s} s", report.tasks, report.events);
-    if let Some(first) = report.violations.first() {
-        println!("caught {} after {cycles}", first.rule);
+    report.census.iter().for_each(|(what, n)| println!("{n:>8} {what}"));
+    if !report.violations.is_empty() {
+        let rules: BTreeSet<_> = report.violations.iter().map(|v| v.rule).collect();
+        let rules: Vec<_> = rules.into_iter().collect();
+        println!("caught {} after {cycles}", rules.join(" "));
         for v in report.violations.iter().take(20) {
             println!("{}: {}", v.rule, v.text);
         }

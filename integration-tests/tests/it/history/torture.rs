@@ -1,6 +1,7 @@
 //! Lives of a server, one after the other on the same data, each under load and each ended by kill -9. Between them the histories
 //! of all clients are checked.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use hive_proto::TaskId;
 use rustix::process::Signal;
 
-use super::check::{Stage, Violation, check};
+use super::check::{Stage, Violation, census, check};
 use super::link::Link;
 use super::load::{DRAIN, Dice, END, Fleet, LOAD, QUEUES, SETTLED, Site, submitter, watcher, worker};
 use crate::harness::Server;
@@ -38,6 +39,7 @@ pub(super) struct Report {
     pub(super) cycles: u32,
     pub(super) tasks: u64,
     pub(super) events: usize,
+    pub(super) census: BTreeMap<String, usize>,
     pub(super) violations: Vec<Violation>,
 }
 
@@ -83,6 +85,7 @@ pub(super) fn run(options: &Options) -> Report {
     }
     if options.progress {
         eprintln!();
+        report.census = fleet.log.with(census);
     }
     report
 }
@@ -152,17 +155,17 @@ fn life(fleet: &Fleet, server: &Server, dice: &mut Dice, end: End) {
 
 fn fault(server: &Server, dice: &mut Dice, end: End) {
     // Where nobody is killed, everybody can find out what a panic does: there is always one.
-    let which = if end == End::Calm { dice.between(12, 56) } else { dice.below(100) };
+    let which = if end == End::Calm { dice.between(12, 58) } else { dice.below(100) };
     match which {
         0..12 => {
             server.signal(Signal::STOP);
             pass(dice.between(20, 200));
             server.signal(Signal::CONT);
         }
-        12..32 => server.panic("dispatcher"),
-        32..46 => server.panic("journaler"),
-        46..50 => server.panic("hub"),
-        50..56 => {
+        12..28 => server.panic("dispatcher"),
+        28..46 => server.panic("journaler"),
+        46..49 => server.panic("hub"),
+        49..58 => {
             server.panic("journaler");
             server.panic("dispatcher");
         }

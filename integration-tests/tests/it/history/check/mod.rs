@@ -8,11 +8,14 @@
 //! | `outcomes` | `outcome_changed` `outcome_vanished` `given_after_end` `unearned` `dead_error` `buried_early` `cancel_unasked` `lost` |
 //! | `end` | `no_answer` `unfinished` `not_told` `dead_letters` |
 
+mod census;
 mod end;
 mod facts;
 mod identity;
 mod leases;
 mod outcomes;
+
+pub(super) use census::census;
 
 use super::record::Event;
 use facts::Facts;
