@@ -25,10 +25,10 @@ pub const fn before_sync() {}
 pub fn synced(_: &str, _: u64) {}
 
 #[cfg(feature = "planted-bugs")]
-pub use planted::{before_sync, is, synced};
+pub use on::{before_sync, is, synced};
 
 #[cfg(feature = "planted-bugs")]
-mod planted {
+mod on {
     use std::sync::LazyLock;
     use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::TcpStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hive_proto::error::Outcome;
@@ -181,6 +182,7 @@ impl<'s> Link<'s> {
         let now = self.site.log.now();
         let late = |(from, _): &(Micros, Asking)| now.saturating_sub(*from) > patience;
         if self.asking.values().any(late) {
+            self.site.gave_up.store(true, Ordering::Relaxed);
             self.give_up(true);
             self.open = false;
         }

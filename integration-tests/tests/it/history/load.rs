@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hive_proto::{Lease, TaskId, messages};
@@ -42,6 +42,8 @@ pub(super) const END: u8 = 3;
 pub(super) struct Fleet {
     pub(super) log: Recorder,
     pub(super) patience: Duration,
+    /// Somebody waited in vain: the server hangs.
+    pub(super) gave_up: AtomicBool,
     keys: AtomicU64,
     /// Tasks that were acknowledged, less those that were completed: a rough guess.
     open: AtomicI64,
@@ -69,8 +71,8 @@ impl std::ops::Deref for Site<'_> {
 impl Fleet {
     pub(super) fn new(patience: Duration) -> Self {
         let (leases, sat_on, hot) = Default::default();
-        let (keys, open) = (AtomicU64::new(0), AtomicI64::new(0));
-        Self { log: Recorder::new(), patience, keys, open, leases, sat_on, hot }
+        let (gave_up, keys, open) = (AtomicBool::new(false), AtomicU64::new(0), AtomicI64::new(0));
+        Self { log: Recorder::new(), patience, gave_up, keys, open, leases, sat_on, hot }
     }
 
     /// So many tasks have no outcome.

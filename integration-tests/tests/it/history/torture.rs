@@ -142,7 +142,8 @@ fn life(fleet: &Fleet, server: &Server, dice: &mut Dice, end: End) {
                 site.phase.store(DRAIN, Ordering::Relaxed);
                 let began = Instant::now();
                 // Longer than any delay or lease; what is not worked off then, the checker finds.
-                while unfinished(server) > 0 && began.elapsed() < fleet.patience {
+                let hangs = || fleet.gave_up.load(Ordering::Relaxed) || began.elapsed() > 3 * fleet.patience;
+                while unfinished(server) > 0 && !hangs() {
                     pass(10);
                 }
                 site.phase.store(SETTLED, Ordering::Relaxed);
