@@ -105,7 +105,7 @@ pub(super) fn open(dir: &Path, setup: &Setup, salt: u32, epoch: u32) -> Result<S
         tracing::warn!(%cut, "the end of the journal was cut: an append that nobody was told of, or a lost bit");
     }
     let mut recover = FromDisk { dir: dir.to_owned(), reader: journal.reader() };
-    let mut replay = Replay::new(setup.empty_board(epoch), false);
+    let mut replay = Replay::new(setup.empty_board(epoch), None);
     recover.replay(&mut replay).map_err(|e| wrong(&e))?;
     let epoch = epoch.max(replay.epoch() + 1).max(journal.epoch() + 1);
     crate::edge::clock::begin_after(replay.time());

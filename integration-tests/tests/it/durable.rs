@@ -105,6 +105,30 @@ fn no_lease_is_given_twice_by_a_panic_and_a_kill() {
     assert!(after.epoch > lease.epoch, "{after:?} follows {lease:?}");
 }
 
+/// Sessions are numbered anew by each process: after a panic nobody is told what another submitted to the process before.
+#[test]
+fn a_panic_tells_nobody_the_results_of_the_process_before() {
+    let server = Server::with("faults = true");
+    let mut client = server.client();
+    let old = client.submit("q", &[b"secret"]);
+    let server = server.killed_and_started_again();
+    let mut strangers: Vec<_> = (0..4).map(|_| server.client()).collect();
+    let new = strangers[0].submit("q", &[b"mine"]);
+    server.panic("dispatcher");
+    let mut worker = server.client();
+    eventually("the restart", || {
+        strangers[1].send(Op::Query, 0, 0, 0, &[], &[]);
+        (server.restarts("dispatcher-0") == 1).then_some(())
+    });
+    let consumer = worker.work("q", 2);
+    let tasks = worker.gather(consumer, 2);
+    assert_eq!(worker.complete(&tasks).accepted, 2);
+    assert_eq!(worker.query(&old)[0].state, TaskState::Completed);
+    let told: Vec<_> = strangers[0].results(1).iter().map(|o| o.task).collect();
+    assert_eq!(told, new, "whoever submitted is still there, and is told");
+    assert!(strangers.iter_mut().all(|s| s.count(Op::Result) == 0), "nobody else is");
+}
+
 /// A stop finishes what runs; what waits is there when the server comes back.
 #[test]
 fn a_stop_leaves_what_waits() {

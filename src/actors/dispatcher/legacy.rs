@@ -145,7 +145,7 @@ impl Legacy {
         }
         let board = self.setup.empty_board(epoch);
         let Some(journal) = &mut self.setup.journal else { return board };
-        let mut replay = Replay::new(board, true);
+        let mut replay = Replay::new(board, Some(self.setup.epoch));
         if let Err(e) = journal.recover.replay(&mut replay) {
             panic!("the journal cannot be read: {e}");
         }

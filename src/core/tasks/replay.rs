@@ -21,16 +21,18 @@ pub struct Replay {
     lanes: HashMap<u32, u32>,
     epoch: u32,
     time: Tick,
-    /// The sessions that watched are still there.
+    /// The first epoch of this process: sessions of earlier ones are gone, and their numbers are others' by now.
+    own: Option<u32>,
+    /// The sessions in the records that are read may still be there.
     keep_watchers: bool,
 }
 
 impl Replay {
-    /// Begins with an empty board. `keep_watchers` says whether the sessions that submitted may still be there, because it is
-    /// the same process.
-    pub fn new(mut board: Board, keep_watchers: bool) -> Self {
+    /// Begins with an empty board. `own` is the first epoch of this process, if it had any: whoever submitted in it may still be
+    /// there and is told.
+    pub fn new(mut board: Board, own: Option<u32>) -> Self {
         board.set_durable_below(u64::MAX);
-        Self { board, lanes: HashMap::new(), epoch: 0, time: Tick::ZERO, keep_watchers }
+        Self { board, lanes: HashMap::new(), epoch: 0, time: Tick::ZERO, own, keep_watchers: false }
     }
 
     /// Applies one record. Records come in their order; the first may be a snapshot.
@@ -83,6 +85,7 @@ impl Replay {
         match decision {
             Decision::Epoch(epoch) => {
                 self.epoch = self.epoch.max(epoch);
+                self.keep_watchers = self.own.is_some_and(|own| epoch >= own);
                 self.lanes.clear();
             }
             Decision::Lane { lane, queue, labels } => {

@@ -347,6 +347,13 @@ fn somebody_is_left_waiting() {
 }
 
 #[test]
+fn a_stranger_is_told() {
+    let mut s = Story::running();
+    s.settled(WORKER, COMPLETE, 1, 1, "r").note(OTHER, What::Pushed(vec![seen(1, DONE, 1, "r")]));
+    s.breaks("told_stranger");
+}
+
+#[test]
 fn dead_letters_are_not_those_that_died() {
     let mut s = Story::running();
     s.settled(WORKER, How::FailForGood, 1, 1, "no").asked(seen(1, TaskState::Dead, 1, "no"));

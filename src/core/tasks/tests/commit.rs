@@ -35,7 +35,7 @@ fn replay(records: &[Vec<u8>]) -> Room {
 }
 
 pub(super) fn replay_within(limits: Limits, records: &[Vec<u8>]) -> Room {
-    let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), false);
+    let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), None);
     records.iter().for_each(|r| replay.apply(r).expect("a good record"));
     let mut room = room();
     room.now = replay.time();
@@ -227,7 +227,7 @@ fn what_is_replayed_is_not_journaled_once_more() {
     room.board.complete(room.now, BOB, 0, [done].into_iter(), &mut room.log);
     room.board.cancel(room.now, ALICE, 0, [leases[3].task].into_iter(), &mut room.log);
     records.push(commit(&mut room));
-    let mut replay = Replay::new(Board::new(limits(), DURABLE, identity()), false);
+    let mut replay = Replay::new(Board::new(limits(), DURABLE, identity()), None);
     records.iter().for_each(|r| replay.apply(r).expect("a good record"));
     let now = replay.time();
     let (_, decisions) = replay.finish(EPOCH + 1, 0).seal(now, Vec::new()).expect("the epoch");
@@ -242,7 +242,7 @@ fn a_record_of_another_kind_is_refused() {
         &[(b"", b"t")],
     );
     let record = commit(&mut room);
-    let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), false);
+    let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), None);
     let error = fresh().apply(&record[..record.len() - 1]).expect_err("cut");
     assert!(error.to_string().contains("not understood"), "{error}");
     let mut unknown = record.clone();

@@ -62,6 +62,8 @@ pub(super) struct Look<'a> {
     pub(super) seen: &'a Seen,
     /// Asked for, so that it tells the state at a moment after `from`.
     pub(super) asked: bool,
+    /// Pushed to whoever is held for the submitter.
+    pub(super) pushed: bool,
 }
 
 /// All that was seen of one id.
@@ -174,7 +176,8 @@ impl<'a> Facts<'a> {
     fn looked(&mut self, e: &'a Event, all: &'a [Seen], asked: bool) {
         for seen in all {
             let at = self.looks.len();
-            self.looks.push(Look { from: e.from, to: e.to, link: e.link, seen, asked });
+            let pushed = matches!(e.what, What::Pushed(_));
+            self.looks.push(Look { from: e.from, to: e.to, link: e.link, seen, asked, pushed });
             self.task(seen.task).looks.push(at);
         }
     }

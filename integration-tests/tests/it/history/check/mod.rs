@@ -5,7 +5,7 @@
 //! | `facts` | events, sorted by task |
 //! | `identity` | `garbled` `not_submitted` `refused_appears` `twice` `id_again` `wrong_queue` `labels` `options` `early` `durability` `order` |
 //! | `leases` | `lease_again` `settled_twice` `stale` `other_session` `attempts_max` `early` |
-//! | `outcomes` | `outcome_changed` `outcome_vanished` `given_after_end` `unearned` `dead_error` `buried_early` `cancel_unasked` `lost` |
+//! | `outcomes` | `outcome_changed` `outcome_vanished` `given_after_end` `unearned` `dead_error` `buried_early` `cancel_unasked` `lost` `told_stranger` |
 //! | `end` | `no_answer` `unfinished` `not_told` `dead_letters` |
 
 mod census;

@@ -24,6 +24,7 @@ pub(super) fn check(facts: &Facts<'_>, blame: Blame<'_>) {
             }
         }
         known(facts, *id, task, blame);
+        told_to(facts, *id, task, blame);
     }
 }
 
@@ -82,6 +83,17 @@ fn dead(facts: &Facts<'_>, id: u64, task: &Task, look: &Look<'_>, blame: Blame<'
     let max = facts.submit_of(task).map_or(0, |s| u32::from(s.task.attempts_max));
     if !for_good && seen.attempt < max {
         blame("buried_early", format!("task {id:x} died with {} attempts of {max}", seen.attempt));
+    }
+}
+
+/// Outcomes are pushed to whoever submitted, over the connection over which it did.
+fn told_to(facts: &Facts<'_>, id: u64, task: &Task, blame: Blame<'_>) {
+    let Some(submit) = facts.submit_of(task) else { return };
+    if let Some(look) = facts.looks_of(task).find(|l| l.pushed && l.link != submit.link) {
+        blame(
+            "told_stranger",
+            format!("task {id:x} of connection {} was told to {}", submit.link, look.link),
+        );
     }
 }
 
