@@ -33,7 +33,7 @@ mod on {
     use std::time::Duration;
 
     /// All that there are.
-    const NAMES: [&str; 38] = [
+    const NAMES: [&str; 39] = [
         // The journal and its disk.
         "skip_sync",
         "sync_sometimes",
@@ -63,6 +63,7 @@ mod on {
         "gathered_as_done",
         "done_as_not_done",
         "watchers_lost",
+        "watchers_of_before",
         // Replay.
         "seq_again",
         "lose_last_record",

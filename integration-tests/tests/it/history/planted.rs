@@ -25,7 +25,7 @@ enum Needs {
 }
 
 /// The bug, what it needs, and the rules of which one must find it.
-const BUGS: [(&str, Needs, &[&str]); 38] = [
+const BUGS: [(&str, Needs, &[&str]); 39] = [
     ("skip_sync", Needs::PowerLoss, LOST),
     ("sync_sometimes", Needs::PowerLoss, LOST),
     ("in_hand_as_done", Needs::Kills, LOST),
@@ -50,6 +50,7 @@ const BUGS: [(&str, Needs, &[&str]); 38] = [
     ("gathered_as_done", Needs::SlowDisk, &["lost", "outcome_vanished", "outcome_changed", "settled_twice"]),
     ("done_as_not_done", Needs::SlowDisk, &["refused_appears", "unearned"]),
     ("watchers_lost", Needs::Kills, &["not_told"]),
+    ("watchers_of_before", Needs::Kills, &["told_stranger"]),
     ("seq_again", Needs::Kills, &["id_again"]),
     ("lose_last_record", Needs::Kills, LOST),
     ("skip_complete", Needs::Kills, UNDONE),
