@@ -5,3 +5,4 @@ pub mod app;
 pub mod config;
 pub mod core;
 pub mod edge;
+pub mod planted;

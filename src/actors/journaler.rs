@@ -23,6 +23,7 @@ use parking_lot::{Condvar, Mutex};
 use super::journal::{AppendError, Position, Resolved, Segment, Writer};
 use super::mailbox::Inlet;
 use super::supervise::DeathGuard;
+use crate::planted;
 
 /// How long the journaler waits before it tries again what may go well later.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -347,6 +348,12 @@ impl<W: Writer + Unpin + 'static> Actor for Journaler<W> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        if planted::is("in_hand_as_done") {
+            let position = self.legacy.borrow().writer.last();
+            self.legacy.borrow_mut().durable(position);
+        } else if planted::is("in_hand_dropped") {
+            self.legacy.borrow_mut().in_hand = None;
+        }
         // What the incarnation before had in hand comes first.
         self.guarded(ctx, |this| {
             let mut legacy = this.legacy.borrow_mut();

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::directory::InFlight;
 use super::journaler::Journaled;
 use crate::core::time::Tick;
+use crate::planted;
 use hive_proto::SessionId;
 
 /// Batches that may wait for one actor.
@@ -77,6 +78,9 @@ impl Inlet {
     /// The batch, when the channel is full.
     pub fn push(&self, batch: Batch, cx: &Context<'_>) -> Result<(), Batch> {
         let mut q = self.0.queue.lock();
+        if q.shut && planted::is("drop_when_shut") {
+            return Ok(());
+        }
         if q.inputs.len() >= BATCHES_MAX || q.bytes + batch.chunk.len() > BYTES_MAX && !q.inputs.is_empty() {
             if !q.blocked.iter().any(|w| w.will_wake(cx.waker())) {
                 q.blocked.push(cx.waker().clone());

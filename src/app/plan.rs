@@ -23,6 +23,7 @@ use crate::core::tasks;
 use crate::edge::journal::{self, LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{Shard, Terms, TokenDigest, session::Spawner};
 use crate::edge::{clock, host};
+use crate::planted;
 
 /// What all shards are made from.
 pub(super) struct Plan {
@@ -95,7 +96,10 @@ impl Plan {
             queues: self.config.queue_policies(),
             clock: clock::now,
             epoch: self.terms.epoch,
-            first_seq: clock::sequence_at(clock::unix()),
+            first_seq: match planted::is("seq_again") {
+                true => 1_000_000,
+                false => clock::sequence_at(clock::unix()),
+            },
             hash_seed: self.hash_seed,
             journal: None,
         };

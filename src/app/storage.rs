@@ -8,6 +8,7 @@ use crate::actors::journal::{Failed, Journal, OpenError, Position, Reader, Snaps
 use crate::core::tasks::{Board, Replay};
 use crate::edge::clock;
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
+use crate::planted;
 
 /// Longest record of a snapshot, bytes: that of the longest segment. Nothing is allocated before it is read.
 const SNAPSHOT_RECORD_BYTES_MAX: u32 = 1024 * 1024 * 1024;
@@ -75,7 +76,14 @@ impl Recover for FromDisk {
             }
             None => Position::NONE,
         };
-        while let Some(record) = self.reader.next(&mut at).map_err(|e| e.to_string())? {
+        let mut before = None;
+        while let Some(mut record) = self.reader.next(&mut at).map_err(|e| e.to_string())? {
+            if planted::is("lose_last_record") && record.ops > 0 {
+                match before.replace(record) {
+                    Some(earlier) => record = earlier,
+                    None => continue,
+                }
+            }
             if record.ops > 0 {
                 replay.apply(&record.body).map_err(|e| format!("record {}: {e}", record.position))?;
             }

@@ -8,6 +8,7 @@ mod generate;
 mod peers;
 mod shell;
 mod testing;
+mod torture;
 mod vectors;
 
 use std::path::Path;
@@ -39,6 +40,8 @@ enum Chore {
     },
     /// Fuzzes every decoder of the protocol.
     Fuzz(fuzz::Args),
+    /// Kills a server under load, again and again, and checks what its clients saw.
+    Torture(torture::Args),
     /// Checks who uses whom.
     Arrows,
     /// All that must pass before a change lands.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Chore::Coverage(args) => coverage::run(&args),
         Chore::Generate { check } => generate::run(root(), check),
         Chore::Fuzz(args) => fuzz::run(&args),
+        Chore::Torture(args) => torture::run(&args),
         Chore::Arrows => arrows::run(root()),
         Chore::Ci => ci::run(),
     };

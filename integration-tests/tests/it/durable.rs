@@ -4,10 +4,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hive_proto::items::{Complete, Item, Task};
+use hive_proto::items::{Assign, Complete, Item, Task};
 use hive_proto::{Code, Op, TaskState};
 
-use crate::harness::{Client, Server, TaskOptions, binary, command, items, outcome, payloads};
+use crate::harness::{Client, Server, TaskOptions, binary, command, eventually, items, outcome, payloads};
 
 /// Waiting, scheduled, running, completed, dead and cancelled tasks of two queues.
 #[test]
@@ -70,6 +70,66 @@ fn a_lease_of_the_server_before_is_void() {
     assert_eq!(worker.complete_with(old.lease, b"late").refused, [(0, Code::StaleLease)]);
     assert_eq!(worker.complete_with(new.lease, b"done").accepted, 1);
     assert_eq!(server.client().query(&ids)[0].payload, b"done");
+}
+
+/// A dispatcher that is made anew has a new epoch, and gives no lease before the journal knows it: else the next process could
+/// give the same lease again.
+#[test]
+fn no_lease_is_given_twice_by_a_panic_and_a_kill() {
+    let mut server = Server::with("faults = true");
+    // Each start takes a second's epoch, so that many starts are ahead of the clock.
+    for _ in 0..6 {
+        server = server.killed_and_started_again();
+    }
+    let (mut client, mut worker) = (server.client(), server.client());
+    // The more often the journaler has died, the longer it takes to come back.
+    for n in 1..=5 {
+        server.panic("journaler");
+        client.submit("other", &[b"x"]);
+        eventually("the journaler is back", || (server.restarts("journaler") == n).then_some(()));
+    }
+    client.submit("q", &[b"x"]);
+    let consumer = worker.work("q", 1);
+    let before = worker.one(consumer).lease;
+    server.panic("journaler");
+    server.panic("dispatcher");
+    // The first one makes it panic, the others make it work.
+    let lease = eventually("the lease of the next incarnation", || {
+        client.send(Op::Query, 0, 0, 0, &[], &[]);
+        let frame = worker.poll(Duration::from_millis(1))?;
+        let is_task = frame.view().op() == Ok(Op::Assign); // not the end of the lease before
+        is_task.then(|| items::<Assign<'_>>(&frame)[0].lease)
+    });
+    assert!(lease.epoch > before.epoch, "{lease:?} {before:?}");
+    let server = server.killed_and_started_again();
+    let mut worker = server.client();
+    let consumer = worker.work("q", 1);
+    let after = worker.one(consumer).lease;
+    assert!(after.epoch > lease.epoch, "{after:?} follows {lease:?}");
+}
+
+/// Sessions are numbered anew by each process: after a panic nobody is told what another submitted to the process before.
+#[test]
+fn a_panic_tells_nobody_the_results_of_the_process_before() {
+    let server = Server::with("faults = true");
+    let mut client = server.client();
+    let old = client.submit("q", &[b"secret"]);
+    let server = server.killed_and_started_again();
+    let mut strangers: Vec<_> = (0..4).map(|_| server.client()).collect();
+    let new = strangers[0].submit("q", &[b"mine"]);
+    server.panic("dispatcher");
+    let mut worker = server.client();
+    eventually("the restart", || {
+        strangers[1].send(Op::Query, 0, 0, 0, &[], &[]);
+        (server.restarts("dispatcher-0") == 1).then_some(())
+    });
+    let consumer = worker.work("q", 2);
+    let tasks = worker.gather(consumer, 2);
+    assert_eq!(worker.complete(&tasks).accepted, 2);
+    assert_eq!(worker.query(&old)[0].state, TaskState::Completed);
+    let told: Vec<_> = strangers[0].results(1).iter().map(|o| o.task).collect();
+    assert_eq!(told, new, "whoever submitted is still there, and is told");
+    assert!(strangers.iter_mut().all(|s| s.count(Op::Result) == 0), "nobody else is");
 }
 
 /// A stop finishes what runs; what waits is there when the server comes back.

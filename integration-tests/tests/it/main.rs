@@ -10,6 +10,7 @@ mod demo;
 mod disk;
 mod durable;
 mod harness;
+mod history;
 mod http;
 mod hub;
 mod sessions;

@@ -14,6 +14,7 @@ use super::sinks::Sinks;
 use crate::actors::directory::Peer;
 use crate::core::tasks::{Board, SubmitFrame, WaitMode};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// What the journal takes.
 #[derive(Clone, Debug, Default)]
@@ -111,7 +112,12 @@ pub(super) fn apply_frame(
         }
         Op::Complete => {
             frame.traced_header()?;
-            board.complete(now, from, id, items::check(frame.payload, count)?, out);
+            let items = items::check(frame.payload, count)?;
+            if planted::is("results_swapped") {
+                board.complete(now, from, id, swapped(items), out);
+            } else {
+                board.complete(now, from, id, items, out);
+            }
         }
         Op::Fail => board.fail(now, from, id, items::check(frame.payload, count)?, out),
         Op::Release => board.release(now, from, id, items::check(frame.payload, count)?, out),
@@ -157,6 +163,15 @@ pub(super) fn apply_frame(
         op => return Err(WireError::new(Code::UnknownOp, format!("{op:?} may not be sent by a client"))),
     }
     Ok(())
+}
+
+/// The planted bug `results_swapped`: the first two tasks of a batch get each other's result.
+fn swapped<'a>(items: Items<'a, Complete<'a>>) -> impl Iterator<Item = Complete<'a>> {
+    let mut items: Vec<_> = items.collect();
+    if let [a, b, ..] = &mut items[..] {
+        std::mem::swap(&mut a.result, &mut b.result);
+    }
+    items.into_iter()
 }
 
 fn malformed(op: &str, layout: &str) -> WireError {

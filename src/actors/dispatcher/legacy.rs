@@ -15,6 +15,7 @@ use crate::actors::directory::{Directory, Peer};
 use crate::actors::journaler::{Desk, Journaled};
 use crate::actors::mailbox::Inlet;
 use crate::core::tasks::{Board, Identity, Limits, Policy, Replay};
+use crate::planted;
 
 /// How long an incarnation that ends waits to learn what became of its last record, and the next one until it is settled.
 const LAST_RECORD: Duration = Duration::from_secs(5);
@@ -151,7 +152,8 @@ impl Legacy {
             self.next_seq += SEQ_GAP;
             self.setup.first_seq = self.next_seq;
         }
-        let epoch = self.setup.epoch.wrapping_add(incarnation);
+        let later = if planted::is("epoch_again") { 0 } else { incarnation };
+        let epoch = self.setup.epoch.wrapping_add(later);
         if let Some(first) = self.setup.journal.as_mut().and_then(|j| j.first.take()) {
             self.next_seq = first.next_seq();
             return first;

@@ -1,6 +1,7 @@
 //! The dispatcher: task frames in, task frames out. One for the process: the core decides a task in well under a
 //! microsecond, and one board needs no agreement with others about waits, limits and order.
 
+mod end;
 mod frames;
 mod legacy;
 mod sinks;
@@ -13,20 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
-use hive_proto::error::Code;
-use hive_proto::items::{RevokeReason, Revoked};
-use hive_proto::{Frames, WireError};
+use hive_proto::Frames;
 
 use super::Clock;
 use super::directory::Peer;
 use super::journaler::{Desk, Journaled, Order};
 use super::mailbox::{Batch, Input};
-use super::outgoing::restarted;
 use super::stats::{Histogram, Quantiles};
 use super::supervise::DeathGuard;
 use super::timer::Timer;
 use crate::core::tasks::{Board, Counters, QueueView, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 use frames::{JournalState, apply_frame, failed, settle_credit};
 use legacy::{Change, Legacy};
 use sinks::Sinks;
@@ -167,67 +166,6 @@ impl Dispatcher {
         }
     }
 
-    /// Waits end with the board; the board may be broken, so its word is taken only if it can still speak.
-    fn refuse_waits(&mut self) {
-        let waits = catch_unwind(AssertUnwindSafe(|| self.board.open_waits().collect::<Vec<_>>()));
-        for (session, request) in waits.unwrap_or_default() {
-            TaskSink::error(&mut self.out.now, session, request, restarted("the dispatcher"));
-        }
-    }
-
-    /// Leases end with the board as well: workers are told to stop, whoever gets the tasks next.
-    fn revoke_leases(&mut self) {
-        let leases = catch_unwind(AssertUnwindSafe(|| self.board.open_leases()));
-        for (session, lease) in leases.unwrap_or_default() {
-            self.out.now.revoked(session, Revoked { lease, reason: RevokeReason::Restarted });
-        }
-    }
-
-    /// The batch in hand did not happen, since the board it was applied to is gone: say so.
-    fn refuse_inputs(&mut self) {
-        let mut legacy = self.legacy.borrow_mut();
-        let mut credited = std::mem::take(&mut self.credited);
-        self.changes.clear();
-        self.held.clear();
-        let mut answered = Vec::new(); // once it is dropped
-        for input in self.inputs.drain(..) {
-            match input {
-                Input::HasRead(_) => {} // the next board has paused nobody
-                Input::Journaled(news) => legacy.setup.inlet.journaled(news),
-                Input::Closed(from) => {
-                    legacy.consumers.remove(&from.peer.session);
-                    answered.push(from);
-                }
-                Input::Frames(batch) => {
-                    for frame in Frames(&batch.chunk) {
-                        match credited.checked_sub(1) {
-                            Some(left) => credited = left,
-                            None => settle_credit(&batch.from.peer, &frame),
-                        }
-                        let (to, id) = (batch.from.peer.session, frame.prefix.id);
-                        if id != 0 && !self.out.was_answered(to, id) {
-                            TaskSink::error(&mut self.out.now, to, id, restarted("the dispatcher"));
-                        }
-                    }
-                    answered.push(batch.from);
-                }
-            }
-        }
-        self.out.now.flush();
-    }
-
-    /// What waits for the journal is told if the journal has it by now. Else it may have happened, or did not.
-    fn end_commits(&mut self) {
-        let legacy = self.legacy.borrow();
-        let all = !self.board.has_records();
-        if legacy.last_record_is_durable(self.incarnation) && all {
-            self.out.committed();
-        }
-        let text = "the dispatcher restarted while the journal was being written; it may have happened";
-        let maybe = WireError::new(Code::Restarted, text).retry_after(100).maybe_done();
-        self.out.refuse_held(&maybe, &restarted("the dispatcher"));
-    }
-
     fn process(&mut self) {
         let now = (self.clock)();
         assert!(!std::mem::take(&mut self.fault), "injected fault");
@@ -313,7 +251,8 @@ impl Dispatcher {
             return true;
         }
         // While the record under way waits for space, everybody is answered instead, for that may be long.
-        if self.board.gathered_bytes() > GATHER_BYTES && !self.journal.full {
+        let most = if planted::is("drop_when_shut") { 4096 } else { GATHER_BYTES };
+        if self.board.gathered_bytes() > most && !self.journal.full {
             self.legacy.borrow().setup.inlet.shut(true);
             self.shut = true;
         }

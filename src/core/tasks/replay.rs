@@ -11,6 +11,7 @@ use super::outcome::End;
 use super::table::{Record, Slot};
 use super::{Board, Counters, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 
 /// Applies records of the journal to an empty board.
 #[derive(Debug)]
@@ -71,18 +72,29 @@ impl Replay {
         board.set_durable_below(board.next_seq());
         board.sort_done();
         board.counters = Counters::default();
-        board.ops.epoch(epoch);
+        board.announce(epoch);
         board
     }
 
     fn decide(&mut self, decision: Decision<'_>) -> Option<()> {
         let time = self.time;
+        let skipped = match decision {
+            Decision::Complete { .. } => planted::is("skip_complete"),
+            Decision::Cancel { .. } => planted::is("skip_cancel"),
+            Decision::Bury { .. } => planted::is("skip_bury"),
+            Decision::Retry { .. } => planted::is("skip_retry"),
+            _ => false,
+        };
+        if skipped {
+            return Some(());
+        }
         match decision {
             Decision::Epoch(epoch) => {
                 (self.epoch, self.current) = (self.epoch.max(epoch), epoch);
                 self.lanes.clear();
             }
             Decision::Lane { lane, queue, labels } => {
+                let labels = if planted::is("labels_lost") { Labels::NONE } else { labels };
                 let at = self.board.restore_lane(queue, labels)?;
                 self.lanes.insert(lane, at);
             }
@@ -94,7 +106,14 @@ impl Replay {
             Decision::Submit { lane, watcher, seq, due, ext, payload } => {
                 let lane = *self.lanes.get(&lane)?;
                 let watcher = self.watcher(watcher);
+                let due = due.filter(|_| !planted::is("due_at_once"));
+                let ext = if planted::is("options_lost") { &[] } else { ext };
+                let lost = usize::from(planted::is("payload_garbled"));
+                let payload = &payload[..payload.len().saturating_sub(lost)];
                 self.board.restore_submit(lane, watcher, seq, due, ext, payload)?;
+                if planted::is("task_doubled") {
+                    self.board.restore_submit(lane, watcher, seq + (1 << 40), due, ext, payload)?;
+                }
             }
             Decision::Task(whole) => {
                 let lane = *self.lanes.get(&whole.lane)?;
@@ -117,13 +136,16 @@ impl Replay {
                 if let Some(slot) = self.board.detach(seq) {
                     let r = &mut self.board.table[slot];
                     (r.attempt, r.failed) = (attempt, failed);
-                    self.board.bury(slot, error, &mut Nobody);
+                    let error = if planted::is("error_lost") { "" } else { error };
+                    self.board.lay_down(slot, error, &mut Nobody);
                 }
             }
             Decision::Retry { seq, attempt, failed, due, error } => {
                 if let Some(slot) = self.board.detach(seq) {
                     let r = &mut self.board.table[slot];
-                    (r.attempt, r.failed) = (attempt, failed);
+                    r.attempt = attempt;
+                    r.failed = if planted::is("forget_failures") { 0 } else { failed };
+                    let due = due.filter(|_| !planted::is("retry_at_once"));
                     if !error.is_empty() {
                         self.board.keep_error(slot, error);
                     }
@@ -135,7 +157,8 @@ impl Replay {
     }
 
     fn watcher(&self, session: u32) -> SessionId {
-        SessionId(if self.current >= self.watchers_from { session } else { 0 })
+        let keep = self.current >= self.watchers_from || planted::is("watchers_of_before");
+        SessionId(if keep && !planted::is("watchers_lost") { session } else { 0 })
     }
 }
 
@@ -202,7 +225,7 @@ impl Board {
             }
             TaskState::Dead => {
                 self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
-                self.bury(slot, w.error, &mut Nobody);
+                self.lay_down(slot, w.error, &mut Nobody);
             }
             TaskState::Completed | TaskState::Cancelled => {
                 let blob = self.results.put([w.bytes, &[]]);

@@ -10,6 +10,7 @@ use super::arena::Blob;
 use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
+use crate::planted;
 
 impl Board {
     /// Results. The first one for a valid lease counts; anything later is refused.
@@ -92,7 +93,8 @@ impl Board {
             |r| r.lease,
             |board, slot, item, sink| {
                 board.unlease(slot);
-                board.put_back_or_bury(now, slot, None, Some(item.delay_ms), sink);
+                let delay_ms = (!planted::is("release_at_once")).then_some(item.delay_ms);
+                board.put_back_or_bury(now, slot, None, delay_ms, sink);
             },
         );
     }
@@ -199,7 +201,8 @@ impl Board {
         }
         if r.state == TaskState::Scheduled { &mut self.delayed } else { &mut self.payloads }.free(r.blob);
         self.counters.cancelled += 1;
-        if self.queues[queue as usize].is_durable() {
+        let forgotten = planted::is("cancel_running_unjournaled") && r.state == TaskState::Running;
+        if self.queues[queue as usize].is_durable() && !forgotten {
             self.ops.cancel(task.seq());
         }
         self.finish(now, slot, TaskState::Cancelled, Blob::EMPTY, sink);
@@ -232,6 +235,7 @@ impl Board {
                     apply(self, slot, item, sink);
                     accepted += 1;
                 }
+                Err(Code::AlreadySettled) if planted::is("complete_twice") => accepted += 1,
                 Err(code) => {
                     self.counters.stale += u64::from(code == Code::StaleLease);
                     self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 });
@@ -250,7 +254,7 @@ impl Board {
         sink: &mut impl TaskSink,
     ) {
         if request != 0 || !self.refused.is_empty() {
-            self.hold(durable, sink);
+            self.hold(durable && !planted::is("settle_early"), sink);
             sink.settled(from, request, accepted, &self.refused);
         }
         sink.hold(false);
@@ -261,14 +265,16 @@ impl Board {
     fn held(&self, from: SessionId, lease: Lease) -> Result<Slot, Code> {
         let slot = self.find(lease.task).ok_or(Code::UnknownTask)?;
         let r = &self.table[slot];
-        if r.state.is_final() && r.attempt == lease.attempt && lease.epoch == self.identity.epoch {
+        let same_attempt = r.attempt == lease.attempt || planted::is("stale_attempt");
+        let same_epoch = lease.epoch == self.identity.epoch || planted::is("stale_epoch");
+        if r.state.is_final() && same_attempt && same_epoch {
             return Err(Code::AlreadySettled);
         }
-        if r.state != TaskState::Running || r.attempt != lease.attempt || lease.epoch != self.identity.epoch {
+        if r.state != TaskState::Running || !same_attempt || !same_epoch {
             return Err(Code::StaleLease);
         }
         match &self.consumers[r.owner as usize] {
-            Some(c) if c.session == from => Ok(slot),
+            Some(c) if c.session == from || planted::is("other_session") => Ok(slot),
             _ => Err(Code::NotOwner),
         }
     }

@@ -11,6 +11,7 @@ use super::{Options, Shared};
 use crate::actors::journal::{
     AppendError, Failed, OpenError, Position, RemoveError, Resolved, Segment, Writer,
 };
+use crate::planted;
 
 /// Zeroes that one append carries at most, bytes.
 pub(super) const ZEROES_MAX: u64 = (ZEROES.len() * ZERO_SLICES) as u64;
@@ -98,6 +99,7 @@ impl<F: Files> Tail<F> {
             broken: None,
         };
         tail.restore_reserve();
+        tail.tell_synced(end);
         tail
     }
 
@@ -128,7 +130,12 @@ impl<F: Files> Tail<F> {
         let (position, prev) = (self.chain.position + 1, self.chain.crc);
         let header = Header { len: 0, crc: 0, prev, position, epoch, ops }.seal(self.salt, body);
         self.write(&header, body)?;
-        self.sync()?;
+        let forgotten =
+            planted::is("skip_sync") || planted::is("sync_sometimes") && !position.is_multiple_of(16);
+        if !forgotten {
+            self.sync()?;
+            self.tell_synced(self.at + stride);
+        }
         let offset = self.at;
         self.at += stride;
         self.chain = Chain { position, crc: header.crc, epoch };
@@ -179,7 +186,15 @@ impl<F: Files> Tail<F> {
         Ok(())
     }
 
+    /// Tells a test what a power loss would leave.
+    fn tell_synced(&self, end: u64) {
+        if planted::ON {
+            planted::synced(&self.files.place(&format::segment_name(self.first)), end);
+        }
+    }
+
     fn sync(&mut self) -> Result<(), AppendError> {
+        planted::before_sync();
         self.file.sync_data().map_err(|e| self.break_down("sync", &e))
     }
 

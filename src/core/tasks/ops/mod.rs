@@ -140,6 +140,8 @@ pub(crate) struct Labels<'a> {
 }
 
 impl<'a> Labels<'a> {
+    pub(crate) const NONE: Self = Self { count: 0, bytes: &[] };
+
     pub(crate) fn iter(self) -> impl Iterator<Item = &'a str> {
         let mut r = Input(self.bytes);
         (0..self.count).filter_map(move |_| r.text())

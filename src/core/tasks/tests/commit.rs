@@ -210,6 +210,30 @@ fn a_failed_task_keeps_its_count_and_a_dead_one_its_error() {
     }
 }
 
+/// Reading a journal writes nothing but the new epoch: a server that starts again and again must not fill its disk.
+#[test]
+fn what_is_replayed_is_not_journaled_once_more() {
+    let mut room = room();
+    let frame = room.frame(ALICE, "q");
+    room.submit_frame(frame, &[(b"", b"dies"), (b"", b"fails"), (b"", b"ends"), (b"", b"goes")]);
+    let mut records = vec![commit(&mut room)];
+    room.said();
+    room.work(BOB, 1, "q", 9);
+    let leases = room.leases();
+    let failures = [(leases[0], true), (leases[1], false)];
+    let item = |(lease, permanent)| Fail { lease, delay_ms: 0, permanent, error: "so it goes" };
+    room.board.fail(room.now, BOB, 0, failures.map(item).into_iter(), &mut room.log);
+    let done = Complete { lease: leases[2], result: b"r" };
+    room.board.complete(room.now, BOB, 0, [done].into_iter(), &mut room.log);
+    room.board.cancel(room.now, ALICE, 0, [leases[3].task].into_iter(), &mut room.log);
+    records.push(commit(&mut room));
+    let mut replay = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
+    records.iter().for_each(|r| replay.apply(r).expect("a good record"));
+    let now = replay.time();
+    let (_, decisions) = replay.finish(EPOCH + 1, 0).seal(now, Vec::new()).expect("the epoch");
+    assert_eq!(decisions, 1);
+}
+
 #[test]
 fn a_record_of_another_kind_is_refused() {
     let mut room = room();
