@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use hive_proto::error::Code;
+use hive_proto::error::{Code, Outcome};
 use hive_proto::items::{Assign, Item, Progressed, Refused, Revoked, Task};
 use hive_proto::{
     FrameBuilder, FrameRef, Frames, Op, SessionId, TaskId, WireError, ids::Durability, messages,
@@ -209,13 +209,14 @@ impl Outgoing {
             let d = &mut self.dests[self.touched[at]];
             d.close_frame();
             let ids: Vec<u32> = answers(d).collect();
-            // Outcomes that are not pushed can be asked for, if they happened.
+            // Outcomes that are not pushed are to be asked for, if they may have happened; else they are still to come.
+            let maybe = error.outcome == Outcome::Unknown;
             let pushed = Frames(&d.data).chain(d.large.iter().flat_map(|(_, frame)| Frames(frame)));
             let outcomes: u64 =
                 pushed.filter(|f| f.prefix.op == Op::Result as u8).map(|f| u64::from(f.prefix.count)).sum();
             let missed = d.missed + outcomes;
             d.clear();
-            d.missed = missed;
+            d.missed = if maybe { missed } else { 0 };
             let header = messages::encode(error);
             for id in ids {
                 FrameBuilder::begin(&mut d.answers, Op::Error, 0, id, &[&header]).finish(&mut d.answers, 0);
