@@ -35,7 +35,7 @@ pub use legacy::{Journal, Recover, Setup};
 pub use snapshots::TakeSnapshot;
 
 /// Decisions gathered while a record is being written; beyond this nothing more is taken in, bytes.
-const GATHER_BYTES: usize = 4 * 1024 * 1024;
+const GATHER_BYTES: usize = 1024 * 1024;
 /// What waited outside while nothing was taken in has so much time to come in before leases expire, ms.
 const REOPENED_MS: u64 = 1000;
 /// How often a snapshot makes a step.
