@@ -22,7 +22,7 @@ use hive_proto::SessionId;
 /// Batches that may wait for one actor.
 const BATCHES_MAX: usize = 4096;
 /// Bytes that may wait for one actor.
-const BYTES_MAX: usize = 2 * 1024 * 1024;
+const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What sessions tell an actor.
 #[derive(Debug)]

@@ -76,12 +76,12 @@ impl Plan {
 
     /// What the dispatcher begins with: an empty board, or what the journal holds.
     pub(super) fn dispatcher_setup(&mut self) -> Result<dispatcher::Setup, AppError> {
-        let l = &self.config.limits;
+        let (l, shares) = (&self.config.limits, Shares::of(&self.config));
         let mut setup = dispatcher::Setup {
             inlet: self.dispatcher_inlet.clone(),
             directory: self.directory.clone(),
             limits: tasks::Limits {
-                memory_bytes_max: Shares::of(&self.config).tasks,
+                memory_bytes_max: shares.tasks,
                 results_bytes_max: l.results_bytes_max,
                 result_ms: self.config.result_ms,
                 queues_max: l.queues_max,
@@ -90,6 +90,7 @@ impl Plan {
                 credit_tasks_max: l.credit_tasks_max,
                 credit_bytes_max: l.credit_bytes_max,
                 waits_max: l.waits_max,
+                gather_bytes_max: shares.gather,
                 record_bytes: self.config.journal.record_bytes(),
             },
             default_policy: self.config.default_policy(),

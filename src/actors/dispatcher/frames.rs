@@ -8,7 +8,6 @@ use hive_proto::items::{self, Complete, Fail, Item, Items, Reader, Release};
 use hive_proto::messages::{self, Work};
 use hive_proto::{Flags, FrameRef, Lease, Op, TaskId, WireError};
 
-use super::GATHER_BYTES;
 use super::legacy::Change;
 use super::sinks::Sinks;
 use crate::actors::directory::Peer;
@@ -46,7 +45,7 @@ impl JournalState {
         let asks = matches!(op, Op::Query | Op::ListDead);
         match &self.failed {
             Some(_) => Err(failed()),
-            None if asks || board.gathered_bytes() > GATHER_BYTES => {
+            None if asks || board.gathered_bytes() > board.gather_bytes_max() => {
                 let text =
                     "the disk of the journal is full: what became of this can be told once there is space";
                 Err(WireError::new(Code::DiskFull, text).retry_after(1000))

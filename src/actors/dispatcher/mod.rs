@@ -34,8 +34,6 @@ use snapshots::Snapshots;
 pub use legacy::{Journal, Recover, Setup};
 pub use snapshots::TakeSnapshot;
 
-/// Decisions gathered while a record is being written; beyond this nothing more is taken in, bytes.
-const GATHER_BYTES: usize = 1024 * 1024;
 /// What waited outside while nothing was taken in has so much time to come in before leases expire, ms.
 const REOPENED_MS: u64 = 1000;
 /// How often a snapshot makes a step.
@@ -251,7 +249,7 @@ impl Dispatcher {
             return true;
         }
         // While the record under way waits for space, everybody is answered instead, for that may be long.
-        let most = if planted::is("drop_when_shut") { 4096 } else { GATHER_BYTES };
+        let most = if planted::is("drop_when_shut") { 4096 } else { self.board.gather_bytes_max() };
         if self.board.gathered_bytes() > most && !self.journal.full {
             self.legacy.borrow().setup.inlet.shut(true);
             self.shut = true;
@@ -268,7 +266,7 @@ impl Dispatcher {
                 self.journal.full = false;
                 self.sealed_bytes += order.body.len();
                 order.body.clear();
-                if order.body.capacity() <= 2 * GATHER_BYTES {
+                if order.body.capacity() <= 2 * self.board.gather_bytes_max() {
                     self.spare = order.body;
                 }
                 if let (Some((body, ops)), Some(desk)) = (self.board.next_record(), &self.desk) {

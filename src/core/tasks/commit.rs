@@ -81,6 +81,11 @@ impl Board {
         self.ops.bytes()
     }
 
+    /// How many bytes of decisions may wait before nothing more should be taken in.
+    pub fn gather_bytes_max(&self) -> usize {
+        self.limits.gather_bytes_max
+    }
+
     /// Hands over what was decided since the last time: a record, and the decisions in it. `None` while the record before
     /// is being written, or when there is nothing. `spare` is an empty buffer to go on with. What is too long for one record
     /// comes in several: take them by [`Board::next_record`], one after the other.

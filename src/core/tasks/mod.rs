@@ -76,6 +76,8 @@ pub struct Limits {
     pub waits_max: usize,
     /// Length at which a record for the journal gets no more decisions, bytes; the last one may be as long as a message.
     pub record_bytes: usize,
+    /// Decisions that may wait while a record is being written; beyond this nothing more should be taken in, bytes.
+    pub gather_bytes_max: usize,
 }
 
 /// Which board this is.

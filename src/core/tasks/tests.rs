@@ -141,6 +141,7 @@ fn limits() -> Limits {
         credit_bytes_max: 1 << 20,
         waits_max: 100,
         record_bytes: 1 << 23,
+        gather_bytes_max: 1 << 22,
     }
 }
 
