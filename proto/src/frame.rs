@@ -248,6 +248,12 @@ pub struct FrameRef<'a> {
 }
 
 impl<'a> FrameRef<'a> {
+    /// Length of the frame, prefix included.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        PREFIX_LEN + self.header.len() + self.payload.len()
+    }
+
     /// Splits a complete frame (prefix included). `None` if the lengths do not add up.
     #[inline]
     pub fn parse(frame: &'a [u8]) -> Option<Self> {

@@ -127,6 +127,40 @@ impl Dest {
         self.missed = 0;
     }
 
+    /// Takes out the answers to questions: their ids, and their bytes.
+    fn take_questions(&mut self) -> (Vec<u32>, usize) {
+        self.close_frame();
+        let (mut ids, mut bytes, mut from) = (Vec::new(), 0, 0);
+        let (data, large) = (std::mem::take(&mut self.data), std::mem::take(&mut self.large));
+        let mut is_question = |frame: &FrameRef<'_>| {
+            let is = frame.prefix.op == Op::Tasks as u8;
+            if is {
+                ids.push(frame.prefix.id);
+                bytes += frame.bytes();
+            }
+            is
+        };
+        let ends = large.iter().map(|(at, _)| *at).chain([data.len()]).collect::<Vec<_>>();
+        let mut large = large.into_iter();
+        for end in ends {
+            for frame in Frames(&data[from..end]) {
+                let next = from + frame.bytes();
+                if !is_question(&frame) {
+                    self.data.extend_from_slice(&data[from..next]);
+                }
+                from = next;
+            }
+            if let Some((_, frame)) = large.next() {
+                if FrameRef::parse(&frame).is_some_and(|f| is_question(&f)) {
+                    self.large_bytes -= frame.len();
+                } else {
+                    self.large.push((self.data.len(), frame));
+                }
+            }
+        }
+        (ids, bytes)
+    }
+
     fn close_frame(&mut self) {
         let Some(open) = self.open.take() else { return };
         let start = open.frame.start();
@@ -201,6 +235,20 @@ impl Outgoing {
     pub(crate) fn holds_answer(&self, session: SessionId, request: u32) -> bool {
         let Some(at) = self.by_session.get(&session) else { return false };
         answers(&self.dests[*at]).any(|id| id == request)
+    }
+
+    /// Takes the answers to questions out of what has been gathered, and gives whose they are.
+    pub(crate) fn take_questions(&mut self) -> Vec<(SessionId, u32)> {
+        let mut taken = Vec::new();
+        for at in &self.touched {
+            let d = &mut self.dests[*at];
+            let Some(session) = d.peer.as_ref().map(|p| p.session) else { continue };
+            let (ids, bytes) = d.take_questions();
+            taken.extend(ids.into_iter().map(|request| (session, request)));
+            self.gathered -= bytes;
+            self.directory.outbox_limits.released(bytes);
+        }
+        taken
     }
 
     /// Puts an error in the place of each answer that has been gathered, and drops the rest.

@@ -42,14 +42,10 @@ impl JournalState {
         if self.failed.is_none() && !self.full || !is_durable(board, frame, op) {
             return Ok(());
         }
-        let asks = matches!(op, Op::Query | Op::ListDead);
+        let asks = matches!(op, Op::Query | Op::ListDead | Op::Wait);
         match &self.failed {
             Some(_) => Err(failed()),
-            None if asks || board.gathered_bytes() > board.gather_bytes_max() => {
-                let text =
-                    "the disk of the journal is full: what became of this can be told once there is space";
-                Err(WireError::new(Code::DiskFull, text).retry_after(1000))
-            }
+            None if asks || board.gathered_bytes() > board.gather_bytes_max() => Err(full()),
             None => Ok(()),
         }
     }
@@ -74,6 +70,12 @@ fn is_durable(board: &Board, frame: &FrameRef<'_>, op: Op) -> bool {
 /// The error for what the journal does not take.
 pub(super) fn failed() -> WireError {
     WireError::new(Code::JournalFailed, "the journal failed; the server is about to stop").retry_after(1000)
+}
+
+/// The error for what is not told while the record under way waits for space.
+pub(super) fn full() -> WireError {
+    let text = "the disk of the journal is full: what became of this can be told once there is space";
+    WireError::new(Code::DiskFull, text).retry_after(1000)
 }
 
 /// Producer credit comes back with the answer.

@@ -26,7 +26,7 @@ use super::timer::Timer;
 use crate::core::tasks::{Board, Counters, QueueView, TaskSink};
 use crate::core::time::Tick;
 use crate::planted;
-use frames::{JournalState, apply_frame, failed, settle_credit};
+use frames::{JournalState, apply_frame, failed, full, settle_credit};
 use legacy::{Change, Legacy};
 use sinks::Sinks;
 use snapshots::Snapshots;
@@ -219,10 +219,12 @@ impl Dispatcher {
         self.give_up();
     }
 
-    /// Once the journal has failed, what is held back will never be told.
+    /// Once the journal has failed, what is held back will never be told; and while it is full, questions can be asked again.
     fn give_up(&mut self) {
         if self.journal.failed.is_some() {
             self.out.refuse_held(&failed(), &failed());
+        } else if self.journal.full {
+            self.out.refuse_questions(&full());
         }
     }
 

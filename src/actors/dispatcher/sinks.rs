@@ -47,6 +47,8 @@ pub(super) struct Sinks {
     hold: bool,
     /// Something was held back since it was last asked.
     has_held: bool,
+    /// Answers to questions may be among what is held back.
+    has_questions: bool,
 }
 
 impl Sinks {
@@ -57,6 +59,7 @@ impl Sinks {
             in_flight: Held::new(directory),
             hold: false,
             has_held: false,
+            has_questions: false,
         }
     }
 
@@ -90,6 +93,18 @@ impl Sinks {
     pub(super) fn refuse_held(&mut self, in_flight: &WireError, gathered: &WireError) {
         self.in_flight.refuse(in_flight);
         self.gathering.refuse(gathered);
+    }
+
+    /// Answers with an error who asked for what is held back. What was decided stays, it may happen.
+    pub(super) fn refuse_questions(&mut self, error: &WireError) {
+        if std::mem::take(&mut self.has_questions) {
+            for held in [&mut self.in_flight, &mut self.gathering] {
+                for (session, request) in held.out.take_questions() {
+                    TaskSink::error(&mut self.now, session, request, error.clone());
+                }
+            }
+            self.now.flush();
+        }
     }
 
     /// Whether a request of the batch in hand has been answered, or will be with what is held back.
@@ -161,6 +176,7 @@ impl TaskSink for Sinks {
     }
 
     fn tasks<'a>(&mut self, to: SessionId, request: u32, items: impl Iterator<Item = Task<'a>>) {
+        self.has_questions |= self.hold;
         self.out().tasks(to, request, items);
     }
 

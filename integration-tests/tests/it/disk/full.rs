@@ -140,6 +140,42 @@ fn nothing_can_be_written() {
     told.is_kept_by(&server.killed_and_started_again());
 }
 
+/// Who asked before the disk was known to be full is told that it is; what was decided meanwhile happens once there is space.
+#[test]
+fn questions_that_were_held_back() {
+    let server = Server::with(WITH_FAST);
+    let (mut client, mut worker) = (server.client(), server.client());
+    let (mut told, first) = (Told::default(), payloads(4));
+    let ids = client.submit("q", &first);
+    told.accept(&ids, &first);
+    let consumer = worker.work("q", 4);
+    let running = worker.gather(consumer, 4);
+    // Each attempt to write takes a while before it fails.
+    let slow = format!("{NO_SPACE}:delay_enter=400000:when=1..6");
+    let Some(_strace) = Strace::attach(&server, &[&slow]) else { return };
+    let waiting = client.ask_submit("q", &[b"waits"], &TaskOptions::default());
+    let before = client.ask_wait(false, 0, &ids);
+    client.echo();
+    let settling: Vec<_> =
+        running[..2].iter().map(|t| worker.ask_complete(t.lease, &[b'r'; 300_000])).collect();
+    worker.echo();
+    let asked = [client.ask_wait(false, 0, &ids), client.ask_wait(true, 1000, &ids[3..])];
+    client.echo();
+    let settling = [settling, vec![worker.ask_complete(running[2].lease, b"r")]].concat();
+    for id in [&[before][..], &asked].concat() {
+        assert_eq!(code(&client.answer(id).expect_err("held back")), Code::DiskFull);
+    }
+    let accepted = client.accepted(waiting).expect("taken in the end");
+    told.accept(&accepted.tasks, &[b"waits".to_vec()]);
+    for (id, task) in settling.into_iter().zip(&running) {
+        assert_eq!(worker.settled(id).expect("in the end").accepted, 1);
+        told.completed.push(task.lease.task);
+    }
+    assert_eq!(client.results(3).iter().map(|o| o.task).collect::<Vec<_>>(), told.completed);
+    ready(&server);
+    told.is_kept_by(&server.killed_and_started_again());
+}
+
 /// Clients that write as fast as they can when the disk becomes full: all of them are answered.
 #[test]
 fn a_full_disk_under_load() {
