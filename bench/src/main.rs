@@ -116,6 +116,9 @@ struct Load {
     /// conns: this many waiting tasks instead of idle connections.
     #[arg(long)]
     waiting: Option<usize>,
+    /// conns: then have the waiting tasks done.
+    #[arg(long, requires = "waiting")]
+    drain: bool,
     /// The server's binary [default: HIVE_BIN, else beside this one].
     #[arg(long)]
     hive: Option<PathBuf>,
@@ -167,6 +170,7 @@ impl Load {
             warm_up: Duration::from_secs_f64(self.warm_up),
             connections: self.connections,
             waiting: self.waiting,
+            drain: self.drain,
         }
     }
 }

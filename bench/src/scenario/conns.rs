@@ -69,7 +69,32 @@ fn waiting(plan: &Plan, system: &dyn System, server: &Server, count: u64) -> Res
         e.tally.accepted >= count
     })?;
     super::durable::check(plan, &engine.tally)?;
-    meter.stop(plan, server, &mut engine, count, "task")
+    let mut report = meter.stop(plan, server, &mut engine, count, "task")?;
+    if plan.drain {
+        drain(plan, system, server, &mut engine, count, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Has all tasks done, and their results pushed to who submitted them.
+fn drain(
+    plan: &Plan,
+    system: &dyn System,
+    server: &Server,
+    engine: &mut Engine,
+    count: u64,
+    report: &mut Report,
+) -> Result<()> {
+    let (begin, cpu) = (Instant::now(), server.cpu()?);
+    for (_, client) in system.clients(&Job { producers: 0, ..plan.job() }) {
+        engine.connect(server.addr, client)?;
+    }
+    engine.until("the results of all tasks", Duration::from_secs(600), |e| e.tally.done.count() >= count)?;
+    let cpu = (server.cpu()? - cpu).as_secs_f64();
+    report.set("drained_per_s", count as f64 / begin.elapsed().as_secs_f64());
+    report.set("drain_cpu_us_per_op", cpu * 1e6 / count as f64);
+    report.rss_peak_bytes = server.memory()?.1;
+    Ok(())
 }
 
 fn rest(engine: &mut Engine) -> Result<()> {

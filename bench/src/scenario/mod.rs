@@ -99,6 +99,8 @@ pub(crate) struct Plan {
     pub(crate) warm_up: Duration,
     pub(crate) connections: usize,
     pub(crate) waiting: Option<usize>,
+    /// The waiting tasks are done afterwards.
+    pub(crate) drain: bool,
 }
 
 impl Plan {
@@ -309,6 +311,7 @@ mod tests {
             warm_up: Duration::ZERO,
             connections: 1,
             waiting: None,
+            drain: false,
         }
     }
 
