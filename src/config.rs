@@ -101,6 +101,8 @@ pub struct Journal {
     pub segment_bytes: u64,
     /// Records of so many bytes bring about a snapshot, after which older ones can go; at least twice the last snapshot.
     pub snapshot_bytes: u64,
+    /// Memory that tasks hold, from which on further tasks wait in the journal alone, bytes; 0 for half of what tasks may hold.
+    pub spill_bytes: u64,
 }
 
 /// Heartbeats and login.
@@ -221,7 +223,7 @@ impl Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, snapshot_bytes: 128 * 1024 * 1024 }
+        Self { segment_bytes: 64 * 1024 * 1024, snapshot_bytes: 128 * 1024 * 1024, spill_bytes: 0 }
     }
 }
 

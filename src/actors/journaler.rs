@@ -16,12 +16,15 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, MessageResult, StreamHandler};
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Condvar, Mutex};
 
+use super::fetcher::Fetch;
 use super::journal::{AppendError, Position, Resolved, Segment, Writer};
 use super::mailbox::Inlet;
+use super::snapshotter::Needs;
 use super::supervise::DeathGuard;
 use crate::planted;
 
@@ -52,6 +55,8 @@ pub enum Journaled {
     Failed(String),
     /// A snapshot of so many bytes was written; `None` if it was not.
     Snapshot(Option<u64>),
+    /// Records that were asked for.
+    Fetched(Fetch, Vec<Bytes>),
 }
 
 #[derive(Debug, Default)]
@@ -186,6 +191,13 @@ impl Health {
         self.0.0.lock().clone()
     }
 
+    /// From here on the journal takes nothing any more.
+    pub fn fail(&self, why: &str) {
+        tracing::error!(error = why, "the journal takes nothing any more");
+        self.0.0.lock().failed = Some(why.to_owned());
+        self.0.1.notify_one();
+    }
+
     /// Waits until the journal takes nothing any more.
     pub async fn failed(&self) {
         self.0.1.notified().await;
@@ -247,9 +259,7 @@ impl<W: Writer + Unpin> Legacy<W> {
             }
             Some(Err(e)) => {
                 let text = e.to_string();
-                tracing::error!(error = text, "the journal takes nothing any more");
-                self.health.0.0.lock().failed = Some(text.clone());
-                self.health.0.1.notify_one();
+                self.health.fail(&text);
                 self.in_hand = None;
                 self.desk.done(&self.inlet, Journaled::Failed(text));
                 Next::Rest
@@ -385,17 +395,24 @@ impl<W: Writer + Unpin + 'static> StreamHandler<Order> for Journaler<W> {
     }
 }
 
-/// Removes segments whose records are all below a position, or at it: a snapshot covers them.
-#[derive(Debug, Clone, Copy, Message)]
+/// Removes segments that a snapshot covers.
+#[derive(Debug, Clone, Message)]
 #[rtype(result = "()")]
-pub struct Trim(pub Position);
+pub struct Trim {
+    /// The position of the snapshot.
+    pub before: Position,
+    /// Records before it that are needed all the same, as ranges of positions.
+    pub spare: Needs,
+}
 
 impl<W: Writer + Unpin + 'static> Handler<Trim> for Journaler<W> {
     type Result = ();
 
-    fn handle(&mut self, Trim(before): Trim, _: &mut Self::Context) {
+    fn handle(&mut self, Trim { before, spare }: Trim, _: &mut Self::Context) {
         let writer = &mut self.legacy.borrow_mut().writer;
-        for segment in writer.segments().iter().filter(|s| s.sealed && s.last <= before) {
+        let needed = |s: &Segment| spare.iter().any(|(first, last)| *first <= s.last.0 && s.first.0 <= *last);
+        let covered = |s: &&Segment| s.sealed && s.last <= before && !needed(s);
+        for segment in writer.segments().iter().filter(covered) {
             if let Err(e) = writer.remove(segment.first) {
                 tracing::warn!(error = %e, "a segment that nobody needs stays");
             }

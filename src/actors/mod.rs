@@ -8,6 +8,7 @@
 
 pub mod directory;
 pub mod dispatcher;
+pub mod fetcher;
 pub mod hub;
 pub mod journal;
 pub mod journaler;

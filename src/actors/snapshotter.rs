@@ -1,15 +1,18 @@
 //! The snapshotter: writes snapshots that the dispatcher takes in steps, and has the journal trimmed behind them. On a thread of its
 //! own, because a file system blocks.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use actix::{Actor, ActorContext, Context, Handler, Message};
 
 use super::journal::{Position, SnapshotError, Snapshots};
-use super::journaler::Journaled;
+use super::journaler::{Journaled, Trim};
 use super::mailbox::Inlet;
 use super::supervise::DeathGuard;
 
@@ -30,10 +33,10 @@ pub enum FeedError {
 }
 
 impl Feed {
-    /// A snapshot as of a position, and where to fill it.
-    pub fn new(at: Position) -> (Self, Take) {
+    /// A snapshot as of a position, what it needs of the records before, and where to fill it.
+    pub fn new(at: Position, needs: Needs) -> (Self, Take) {
         let (tx, rx) = sync_channel(PIECES);
-        (Self(tx), Take { at, pieces: rx })
+        (Self(tx), Take { at, needs, pieces: rx })
     }
 
     /// Adds a piece, unless enough of them wait.
@@ -67,6 +70,7 @@ impl Feed {
 #[rtype(result = "()")]
 pub struct Take {
     at: Position,
+    needs: Needs,
     pieces: Receiver<Option<Vec<u8>>>,
 }
 
@@ -82,34 +86,52 @@ impl Take {
     }
 }
 
-/// Has the records before a position removed.
-pub type Trim = Rc<dyn Fn(Position)>;
+/// Records that a snapshot needs although it covers them, as ranges of positions.
+pub type Needs = Arc<[(u64, u64)]>;
+
+/// Has records removed.
+pub type Remove = Rc<dyn Fn(Trim)>;
 
 /// See the module.
 pub struct Snapshotter<S> {
     snapshots: S,
     /// Where the dispatcher hears of it.
     inlet: Inlet,
-    trim: Trim,
+    remove: Remove,
+    /// What the snapshots need that are kept.
+    needs: Rc<RefCell<BTreeMap<Position, Needs>>>,
     guard: DeathGuard,
 }
 
-/// A factory for [`super::supervise::Supervised::start`], to be made on the snapshotter's thread. `open` looks at the directory anew.
+/// A factory for [`super::supervise::Supervised::start`], to be made on the snapshotter's thread. `open` looks at the directory anew;
+/// `first` is the snapshot that the board was made from, and what it needs.
 pub fn factory<S: Snapshots + Unpin + 'static>(
     mut open: impl FnMut() -> S,
+    first: Option<(Position, Needs)>,
     inlet: Inlet,
-    trim: Trim,
+    remove: Remove,
 ) -> impl FnMut(u32, DeathGuard) -> Snapshotter<S> {
-    move |_, guard| Snapshotter { snapshots: open(), inlet: inlet.clone(), trim: trim.clone(), guard }
+    let needs = Rc::new(RefCell::new(first.into_iter().collect::<BTreeMap<_, _>>()));
+    move |_, guard| {
+        let (inlet, remove, needs) = (inlet.clone(), remove.clone(), needs.clone());
+        Snapshotter { snapshots: open(), inlet, remove, needs, guard }
+    }
 }
 
 impl<S: Snapshots> Snapshotter<S> {
     fn take(&mut self, take: &Take) -> Result<u64, SnapshotError> {
         let bytes = self.snapshots.put(take.at, &mut |to| take.fill(to))?;
         self.snapshots.gc()?;
-        // An older generation is of use only with the records that follow it; with one alone, all are kept.
-        if let [oldest, _, ..] = self.snapshots.kept()?[..] {
-            (self.trim)(oldest);
+        let kept = self.snapshots.kept()?;
+        let mut needs = self.needs.borrow_mut();
+        needs.insert(take.at, take.needs.clone());
+        needs.retain(|at, _| kept.contains(at));
+        // An older generation is of use only with the records that follow it; with one alone, all are kept. So they are if
+        // it is not known what it needs: it was not read, because a later one was.
+        if let [before, _, ..] = kept[..]
+            && let Some(spare) = needs.get(&before).cloned()
+        {
+            (self.remove)(Trim { before, spare });
         }
         Ok(bytes)
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Server;
-use crate::actors::{dispatcher, hub, journaler, sessions};
+use crate::actors::{dispatcher, fetcher, hub, journaler, sessions};
 use crate::edge::http::{Control, FaultOutcome, Pieces};
 use crate::edge::journal::{archive_bytes, segment_parts, snapshot_parts, write_archive};
 use crate::edge::{clock, host};
@@ -91,6 +91,10 @@ impl Control for Arc<Server> {
             "hub" => s.hub.addr().is_some_and(|a| a.try_send(hub::Fault).is_ok()),
             "journaler" => match &self.journaler {
                 Some(j) => j.addr().is_some_and(|a| a.try_send(journaler::Fault).is_ok()),
+                None => return FaultOutcome::Unknown,
+            },
+            "fetcher" => match self.fetcher.get() {
+                Some(f) => f.addr().is_some_and(|a| a.try_send(fetcher::Fault).is_ok()),
                 None => return FaultOutcome::Unknown,
             },
             "sessions" | "session" => {
@@ -231,7 +235,7 @@ impl Server {
 fn queues(d: &dispatcher::View) -> Vec<Value> {
     let view = |q: &crate::core::tasks::QueueView| {
         json!({
-            "name": q.name, "durability": q.durability, "waiting": q.waiting, "scheduled": q.scheduled,
+            "name": q.name, "durability": q.durability, "waiting": q.waiting, "on_disk": q.on_disk, "scheduled": q.scheduled,
             "running": q.running, "completed": q.completed, "dead": q.dead, "consumers": q.consumers,
         })
     };

@@ -14,6 +14,8 @@ const GATHER_BYTES: usize = 4 * 1024 * 1024;
 pub(super) struct Shares {
     /// Tasks alone. A full board still takes results: those that do not fit into what is left beside it are left room for.
     pub(super) tasks: usize,
+    /// Tasks that survive wait on disk from here on.
+    pub(super) spill: usize,
     /// Decisions that wait while as many are being written to the journal.
     pub(super) gather: usize,
     /// Bytes that wait to be written, all sessions together.
@@ -32,6 +34,10 @@ impl Shares {
         let message = l.message_bytes_max as usize + hive_proto::PREFIX_LEN;
         Self {
             tasks,
+            spill: match config.journal.spill_bytes as usize {
+                0 => tasks / 2,
+                bytes => bytes,
+            },
             gather,
             outboxes: percent * 7,
             budget: Budget { pool: tasks, in_flight: percent * 3, arriving: (percent * 4).max(message) },

@@ -7,6 +7,7 @@
 //!  dispatcher       on the only shard's thread; on its own where there are several shards
 //!  journaler        blocks while the disk syncs
 //!  snapshotter      blocks while snapshots are written
+//!  fetcher          blocks while records are read
 //!  http threads     actix-web
 //! ```
 
@@ -25,13 +26,14 @@ use actix_rt::Arbiter;
 use tokio::sync::Notify;
 
 use crate::actors::directory::{Counted, Directory};
+use crate::actors::fetcher::Fetcher;
 use crate::actors::journaler::{Health, Journaler};
 use crate::actors::snapshotter::Snapshotter;
 use crate::actors::supervise::{Roster, Supervised};
 use crate::actors::{dispatcher, hub, sessions};
 use crate::config::Config;
 use crate::core::time::Tick;
-use crate::edge::journal::{LocalSnapshots, LocalWriter};
+use crate::edge::journal::{LocalReader, LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{TokenDigest, listen};
 use crate::edge::{clock, host, http, journal};
 use plan::Plan;
@@ -40,6 +42,7 @@ pub use storage::StorageError;
 
 type LocalJournaler = Journaler<LocalWriter<journal::Directory>>;
 type LocalSnapshotter = Snapshotter<LocalSnapshots<journal::Directory>>;
+type LocalFetcher = Fetcher<LocalReader<journal::Directory>>;
 
 /// File descriptors that are not for agents: HTTP, files, event loops.
 const OWN_DESCRIPTORS: usize = 128;
@@ -188,6 +191,7 @@ struct Server {
     journaler: Option<Arc<Supervised<LocalJournaler>>>,
     /// Supervised as long as this lives.
     _snapshotter: Arc<OnceLock<Supervised<LocalSnapshotter>>>,
+    fetcher: Arc<OnceLock<Supervised<LocalFetcher>>>,
     journal: Health,
     started: Tick,
     shards: Vec<ShardActors>,
@@ -216,10 +220,11 @@ async fn serve(
     let own = (arbiters.len() > 1).then(Arbiter::new);
     let mut plan = Plan::new(&config, arbiters.len(), &ready)?;
     let setup = plan.dispatcher_setup()?;
-    // A sync blocks: the journaler has a thread of its own.
-    let writing = plan.writer.is_some().then(|| [Arbiter::new(), Arbiter::new()]);
+    // A disk blocks: who uses it has a thread of its own.
+    let on_disk = plan.writer.is_some().then(|| [Arbiter::new(), Arbiter::new(), Arbiter::new()]);
     let mut journaler = None;
-    if let Some([appends, snapshots]) = &writing {
+    if let Some([appends, snapshots, fetches]) = &on_disk {
+        plan.start_fetcher(fetches).await;
         journaler = plan.start_journaler(appends).await.map(Arc::new);
         if let Some(journaler) = &journaler {
             plan.start_snapshotter(snapshots, journaler).await;
@@ -240,6 +245,7 @@ async fn serve(
         dispatcher,
         journaler,
         _snapshotter: plan.snapshotter.clone(),
+        fetcher: plan.fetcher.clone(),
         journal: plan.health.clone(),
         started: clock::now(),
         shards,
@@ -253,7 +259,7 @@ async fn serve(
     on_ready(&server.ready);
     drain::until_stopped(&server, signals).await;
     http_handle.stop(false).await;
-    for arbiter in arbiters.iter().chain(&own).chain(writing.iter().flatten()) {
+    for arbiter in arbiters.iter().chain(&own).chain(on_disk.iter().flatten()) {
         arbiter.stop();
     }
     match server.journal.state().failed {

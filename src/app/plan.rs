@@ -10,17 +10,18 @@ use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::memory::Shares;
-use super::{AppError, LocalJournaler, LocalSnapshotter, Ready, ShardActors, storage, system};
+use super::{AppError, LocalFetcher, LocalJournaler, LocalSnapshotter, Ready, ShardActors, storage, system};
 use crate::actors::directory::Directory;
+use crate::actors::journal::Position;
 use crate::actors::journaler::{self, Desk, Health};
 use crate::actors::mailbox::Inlet;
 use crate::actors::outbox::OutboxLimits;
 use crate::actors::supervise::{Roster, Supervised};
-use crate::actors::{dispatcher, hub, sessions, snapshotter};
+use crate::actors::{dispatcher, fetcher, hub, sessions, snapshotter};
 use crate::config::Config;
 use crate::core::hub::HubLimits;
 use crate::core::tasks;
-use crate::edge::journal::{self, LocalSnapshots, LocalWriter};
+use crate::edge::journal::{self, LocalReader, LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{Shard, Terms, TokenDigest, session::Spawner};
 use crate::edge::{clock, host};
 use crate::planted;
@@ -40,6 +41,12 @@ pub(super) struct Plan {
     pub(super) snapshotter: Arc<OnceLock<Supervised<LocalSnapshotter>>>,
     /// Of the journal, until the journaler has it.
     pub(super) writer: Option<LocalWriter<journal::Directory>>,
+    /// Of the journal, until the fetcher has it.
+    reader: Option<LocalReader<journal::Directory>>,
+    pub(super) fetcher: Arc<OnceLock<Supervised<LocalFetcher>>>,
+    requests: fetcher::Requests,
+    /// The snapshot that the board was made from, and what it needs of the journal.
+    first_snapshot: Option<(Position, snapshotter::Needs)>,
 }
 
 impl Plan {
@@ -71,6 +78,10 @@ impl Plan {
             health: Health::default(),
             snapshotter: Arc::default(),
             writer: None,
+            reader: None,
+            fetcher: Arc::default(),
+            requests: fetcher::Requests::default(),
+            first_snapshot: None,
         })
     }
 
@@ -91,6 +102,8 @@ impl Plan {
                 credit_bytes_max: l.credit_bytes_max,
                 waits_max: l.waits_max,
                 gather_bytes_max: shares.gather,
+                spill_bytes: shares.spill,
+                lane_tasks_min: (shares.spill / 4096).clamp(16, 4096),
                 record_bytes: self.config.journal.record_bytes(),
             },
             default_policy: self.config.default_policy(),
@@ -110,6 +123,8 @@ impl Plan {
                 storage::open(&dir.join("journal"), &setup, self.journal_options(salt), self.terms.epoch)?;
             (setup.epoch, self.terms.epoch) = (storage.epoch, storage.epoch);
             self.writer = Some(storage.writer);
+            self.reader = Some(storage.reader);
+            self.first_snapshot = storage.snapshot;
             setup.journal = Some(dispatcher::Journal {
                 desk: self.desk.clone(),
                 recover: Box::new(storage.recover),
@@ -117,6 +132,8 @@ impl Plan {
                 take_snapshot: self.take_snapshot(),
                 snapshot_bytes: self.config.journal.snapshot_bytes,
                 bytes_since_snapshot: storage.bytes,
+                fetch: self.fetch_records(),
+                health: self.health.clone(),
             });
         }
         Ok(setup)
@@ -131,6 +148,27 @@ impl Plan {
         })
     }
 
+    /// How the dispatcher reaches the fetcher, which starts later and may be made anew.
+    fn fetch_records(&self) -> dispatcher::FetchRecords {
+        let (fetcher, requests) = (self.fetcher.clone(), self.requests.clone());
+        Arc::new(move |fetch| {
+            requests.put(fetch);
+            if let Some(addr) = fetcher.get().and_then(Supervised::addr) {
+                let _ = addr.try_send(fetcher::Look); // one that begins looks by itself
+            }
+        })
+    }
+
+    /// Starts the fetcher.
+    pub(super) async fn start_fetcher(&mut self, arbiter: &Arbiter) {
+        let Some(reader) = self.reader.take() else { return };
+        let (inlet, requests) = (self.dispatcher_inlet.clone(), self.requests.clone());
+        let (roster, health) = (self.roster.clone(), self.health.clone());
+        let factory = fetcher::factory(reader, requests, inlet, health);
+        let start = move || Supervised::start("fetcher", &roster, factory);
+        let _ = self.fetcher.set(on(&arbiter.handle(), start).await);
+    }
+
     /// Starts the snapshotter, which has the journaler remove what a snapshot covers.
     pub(super) async fn start_snapshotter(
         &self,
@@ -140,17 +178,19 @@ impl Plan {
         let Some(dir) = self.config.data_dir.as_ref().map(|d| d.join("journal")) else { return };
         let (inlet, roster, journaler) =
             (self.dispatcher_inlet.clone(), self.roster.clone(), journaler.clone());
+        let first = self.first_snapshot.clone();
         let start = move || {
-            let trim = move |before| {
+            let remove = move |trim| {
                 if let Some(addr) = journaler.addr() {
-                    let _ = addr.try_send(journaler::Trim(before)); // the next snapshot does it
+                    let _ = addr.try_send(trim); // the next snapshot does it
                 }
             };
             let open = move || {
                 let files = journal::Directory::new(&dir).expect("the directory of the journal is there");
                 LocalSnapshots::new(files)
             };
-            Supervised::start("snapshotter", &roster, snapshotter::factory(open, inlet, Rc::new(trim)))
+            let factory = snapshotter::factory(open, first, inlet, Rc::new(remove));
+            Supervised::start("snapshotter", &roster, factory)
         };
         let _ = self.snapshotter.set(on(&arbiter.handle(), start).await);
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::actors::dispatcher::{Recover, Setup};
 use crate::actors::journal::{Failed, Journal, OpenError, Position, Reader, Snapshots};
+use crate::actors::snapshotter::Needs;
 use crate::core::tasks::{Board, Replay};
 use crate::edge::clock;
 use crate::edge::journal::{Directory, LocalJournal, LocalReader, LocalSnapshots, LocalWriter, Options};
@@ -49,6 +50,9 @@ pub(super) fn advice(e: &io::Error) -> (&'static str, bool) {
 pub(super) struct Storage {
     pub(super) writer: LocalWriter<Directory>,
     pub(super) recover: FromDisk,
+    pub(super) reader: LocalReader<Directory>,
+    /// The snapshot that the board was made from, and what it needs of the records before.
+    pub(super) snapshot: Option<(Position, Needs)>,
     pub(super) board: Board,
     pub(super) epoch: u32,
     /// Bytes of records that no snapshot covers.
@@ -59,6 +63,8 @@ pub(super) struct Storage {
 pub(super) struct FromDisk {
     dir: PathBuf,
     reader: LocalReader<Directory>,
+    /// Position of the snapshot that was read last.
+    snapshot: Option<Position>,
 }
 
 impl Recover for FromDisk {
@@ -72,6 +78,7 @@ impl Recover for FromDisk {
                 }
                 replay_snapshot(&mut latest.source, replay)?;
                 replay.snapshot_read();
+                self.snapshot = Some(latest.position);
                 latest.position
             }
             None => Position::NONE,
@@ -85,7 +92,9 @@ impl Recover for FromDisk {
                 }
             }
             if record.ops > 0 {
-                replay.apply(&record.body).map_err(|e| format!("record {}: {e}", record.position))?;
+                replay
+                    .apply(&record.body, record.position.0)
+                    .map_err(|e| format!("record {}: {e}", record.position))?;
             }
         }
         Ok(())
@@ -112,7 +121,7 @@ fn replay_snapshot(source: &mut impl Read, replay: &mut Replay) -> Result<(), St
         if read != length as usize {
             return Err("snapshot: it ends in the middle of a record".into());
         }
-        replay.apply(&body).map_err(|e| format!("snapshot: {e}"))?;
+        replay.apply(&body, 0).map_err(|e| format!("snapshot: {e}"))?;
     }
 }
 
@@ -139,15 +148,17 @@ pub(super) fn open(dir: &Path, setup: &Setup, options: Options, epoch: u32) -> R
     if let Some(cut) = &recovered.cut {
         tracing::warn!(%cut, "the end of the journal was cut: an append that nobody was told of, or a lost bit");
     }
-    let mut recover = FromDisk { dir: dir.to_owned(), reader: journal.reader() };
+    let mut recover = FromDisk { dir: dir.to_owned(), reader: journal.reader(), snapshot: None };
     // Of the sessions that watched none is there any more.
     let mut replay = Replay::new(setup.empty_board(epoch), u32::MAX);
     recover.replay(&mut replay).map_err(|e| wrong(&e))?;
+    let snapshot = recover.snapshot.map(|at| (at, replay.snapshot_needs().into()));
     let epoch = epoch.max(replay.epoch() + 1).max(journal.epoch() + 1);
     clock::begin_after(replay.time());
     let (writer, _) = journal.fence(epoch, "local").map_err(|e| wrong(&e))?;
     let first_seq = setup.first_seq.max(clock::sequence_at(replay.time()));
     let board = replay.finish(epoch, first_seq);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
-    Ok(Storage { writer, recover, board, epoch, bytes: recovered.bytes })
+    let reader = journal.reader();
+    Ok(Storage { writer, recover, reader, snapshot, board, epoch, bytes: recovered.bytes })
 }

@@ -55,7 +55,7 @@ fn status_has_what_scripts_rely_on() {
     assert!((1 << 20..1 << 30).contains(&rss), "{rss}");
     let q = server.queue("q").expect("there");
     let expected = serde_json::json!({
-        "name": "q", "durability": "journal", "waiting": 1, "scheduled": 0, "running": 1, "completed": 1, "dead": 0,
+        "name": "q", "durability": "journal", "waiting": 1, "on_disk": 0, "scheduled": 0, "running": 1, "completed": 1, "dead": 0,
         "consumers": 1,
     });
     assert_eq!(q, expected);

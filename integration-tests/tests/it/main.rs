@@ -2,6 +2,7 @@
 //!
 //! The binary is `HIVE_BIN`, else `hive` beside the folder of this test's executable.
 
+mod backlog;
 mod backpressure;
 mod bad_input;
 mod bench;

@@ -12,7 +12,8 @@ use super::frames::JournalState;
 use super::snapshots::TakeSnapshot;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
-use crate::actors::journaler::{Desk, Journaled};
+use crate::actors::fetcher::Fetch;
+use crate::actors::journaler::{Desk, Health, Journaled};
 use crate::actors::mailbox::Inlet;
 use crate::core::tasks::{Board, Identity, Limits, Policy, Replay};
 use crate::planted;
@@ -45,7 +46,14 @@ pub struct Journal {
     pub snapshot_bytes: u64,
     /// Bytes of records that no snapshot covers.
     pub bytes_since_snapshot: u64,
+    /// Has records read.
+    pub fetch: FetchRecords,
+    /// Who has to know when they are not what they should be.
+    pub health: Health,
 }
+
+/// Has records read.
+pub type FetchRecords = Arc<dyn Fn(Fetch) + Send + Sync>;
 
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -2,6 +2,7 @@
 //! microsecond, and one board needs no agreement with others about waits, limits and order.
 
 mod end;
+mod fetches;
 mod frames;
 mod legacy;
 mod sinks;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Context, Handler, Message, MessageResponse, StreamHandler};
+use bytes::Bytes;
 use hive_proto::Frames;
 
 use super::Clock;
@@ -23,15 +25,16 @@ use super::mailbox::{Batch, Input};
 use super::stats::{Histogram, Quantiles};
 use super::supervise::DeathGuard;
 use super::timer::Timer;
-use crate::core::tasks::{Board, Counters, QueueView, TaskSink};
+use crate::core::tasks::{Board, Counters, QueueView, TaskSink, Want};
 use crate::core::time::Tick;
 use crate::planted;
+use fetches::Fetches;
 use frames::{JournalState, apply_frame, failed, full, settle_credit};
 use legacy::{Change, Legacy};
 use sinks::Sinks;
 use snapshots::Snapshots;
 
-pub use legacy::{Journal, Recover, Setup};
+pub use legacy::{FetchRecords, Journal, Recover, Setup};
 pub use snapshots::TakeSnapshot;
 
 /// What waited outside while nothing was taken in has so much time to come in before leases expire, ms.
@@ -72,6 +75,7 @@ pub struct Dispatcher {
     snapshots: Option<Snapshots>,
     /// A step of the snapshot under way is to come.
     stepping: bool,
+    fetches: Fetches,
     timer: Timer,
     guard: DeathGuard,
     batches: u64,
@@ -101,6 +105,7 @@ impl Dispatcher {
             .journal
             .as_ref()
             .map(|j| Snapshots::new(j.take_snapshot.clone(), j.snapshot_bytes, j.bytes_since_snapshot));
+        let fetches = Fetches::new(l.setup.journal.as_ref().map(|j| j.fetch.clone()));
         let journal = l.journal.clone();
         let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
         drop(l);
@@ -122,6 +127,7 @@ impl Dispatcher {
             sealed_bytes: 0,
             snapshots,
             stepping: false,
+            fetches,
             timer: Timer::default(),
             guard,
             batches: 0,
@@ -145,6 +151,23 @@ impl Dispatcher {
         }
         self.arm(ctx);
         self.step_soon(ctx);
+    }
+
+    /// Has tasks read that are not in memory, where they will be needed soon.
+    fn fetch(&mut self) {
+        self.fetches.ask(&mut self.board, self.incarnation);
+    }
+
+    /// Tasks that were read are in memory.
+    fn fetched(&mut self, want: Want, records: &[Bytes]) {
+        self.fetches.answered();
+        if let Err(e) = self.board.fetched(want, records.iter().map(|r| &r[..])) {
+            let why = e.to_string();
+            if let Some(j) = &self.legacy.borrow().setup.journal {
+                j.health.fail(&why);
+            }
+            self.journaled(Journaled::Failed(why));
+        }
     }
 
     /// Takes the next step of a snapshot, if one is under way.
@@ -195,6 +218,7 @@ impl Dispatcher {
         }
         let sealed = self.write(now);
         self.board.pump(now, &mut self.out);
+        self.fetch();
         let mut legacy = self.legacy.borrow_mut();
         legacy.next_seq = self.board.next_seq();
         legacy.setup.directory.pool.tasks(self.board.memory_bytes());
@@ -266,6 +290,7 @@ impl Dispatcher {
             Journaled::Durable(order, _) if order.incarnation != self.incarnation => {}
             Journaled::Durable(mut order, position) => {
                 self.journal.full = false;
+                self.board.recorded(position.0, order.body.len());
                 self.sealed_bytes += order.body.len();
                 order.body.clear();
                 if order.body.capacity() <= 2 * self.board.gather_bytes_max() {
@@ -285,6 +310,8 @@ impl Dispatcher {
                 }
                 self.open();
             }
+            Journaled::Fetched(fetch, _) if fetch.incarnation != self.incarnation => {}
+            Journaled::Fetched(fetch, records) => self.fetched(fetch.want, &records),
             Journaled::Snapshot(bytes) => {
                 if let Some(s) = &mut self.snapshots {
                     s.written(bytes);
@@ -329,6 +356,7 @@ impl Dispatcher {
                 this.board.on_deadline(now, &mut this.out);
                 this.write(now);
                 this.board.pump(now, &mut this.out);
+                this.fetch();
                 this.out.now.flush();
                 this.give_up();
             });

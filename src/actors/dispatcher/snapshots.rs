@@ -54,9 +54,9 @@ impl Snapshots {
             *left = left.saturating_sub(1);
         }
         if !self.writing && self.since >= self.bytes_min.max(2 * self.last_bytes) {
-            let (feed, take) = Feed::new(at);
+            let snapshot = board.begin_snapshot();
+            let (feed, take) = Feed::new(at, snapshot.needs().into());
             if (self.take)(take) {
-                let snapshot = board.begin_snapshot();
                 self.running = Some(Running { snapshot, feed, piece: None, commits_left: None });
                 self.writing = true;
             }

@@ -1,5 +1,7 @@
 //! Effects become frames here: one buffer per destination, one push per destination and batch.
 
+mod dest;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,10 +12,11 @@ use hive_proto::{
     FrameBuilder, FrameRef, Frames, Op, SessionId, TaskId, WireError, ids::Durability, messages,
 };
 
-use super::directory::{Directory, Peer};
+use super::directory::Directory;
 use super::outbox::{FRAGMENT_BYTES, pool};
 use crate::core::hub::HubSink;
 use crate::core::tasks::TaskSink;
+use dest::{Dest, OpenFrame, answers};
 
 /// Assignments are pushed at this size, bytes: a client that does not read is noticed before it has been given everything.
 const PUSH_BYTES: usize = 512 * 1024;
@@ -42,143 +45,6 @@ pub(crate) struct Outgoing {
     /// Outcomes and messages that were pushed, and those that were not.
     pub(crate) delivered: u64,
     pub(crate) lost: u64,
-}
-
-#[derive(Debug, Default)]
-struct Dest {
-    peer: Option<Arc<Peer>>,
-    answers: Vec<u8>,
-    data: Vec<u8>,
-    /// Frames that will travel as fragments, and before which byte of `data` they stand.
-    large: Vec<(usize, Vec<u8>)>,
-    large_bytes: usize,
-    open: Option<OpenFrame>,
-    touched: bool,
-    /// Was full at the last push.
-    full: bool,
-    missed: u64,
-    /// Requests whose answers were pushed before the batch was done.
-    early: Vec<u32>,
-}
-
-#[derive(Debug)]
-struct OpenFrame {
-    op: Op,
-    id: u32,
-    frame: FrameBuilder,
-    count: u16,
-}
-
-impl Dest {
-    /// Pushes what is gathered, which has become much. If the receiver does not keep up, its session says when it has.
-    #[cold]
-    fn takes_more(&mut self) -> bool {
-        self.close_frame();
-        let answered: Vec<u32> = answers(self).collect();
-        self.early.extend(answered);
-        self.push();
-        self.peer.as_ref().is_some_and(|peer| !(self.full && peer.outbox.stall()))
-    }
-
-    /// Whether what is gathered and what waits are more than the receiver should have unread.
-    fn is_full(&self) -> bool {
-        self.peer.as_ref().is_none_or(|p| p.outbox.is_full(self.data.len() + self.large_bytes))
-    }
-
-    /// Pushes what has been gathered, where something goes to the outbox directly.
-    fn push_gathered(&mut self) {
-        if !(self.data.is_empty() && self.answers.is_empty()) {
-            self.push();
-        }
-    }
-
-    /// Pushes what has been gathered, in its order.
-    #[inline]
-    fn push(&mut self) {
-        if !self.large.is_empty() {
-            self.push_large();
-        }
-        if let Some(peer) = &self.peer {
-            self.full = peer.outbox.push(&mut self.answers, &mut self.data);
-        }
-    }
-
-    #[cold]
-    fn push_large(&mut self) {
-        let data = std::mem::take(&mut self.data);
-        let mut from = 0;
-        for (at, frame) in std::mem::take(&mut self.large) {
-            if let Some(peer) = &self.peer {
-                peer.outbox.push(&mut self.answers, &mut data[from..at].to_vec());
-                peer.outbox.push_large(&frame);
-            }
-            from = at;
-        }
-        self.data.extend_from_slice(&data[from..]);
-        self.large_bytes = 0;
-    }
-
-    /// Drops what has been gathered.
-    fn clear(&mut self) {
-        self.answers.clear();
-        self.data.clear();
-        self.large.clear();
-        self.large_bytes = 0;
-        self.missed = 0;
-    }
-
-    /// Takes out the answers to questions: their ids, and their bytes.
-    fn take_questions(&mut self) -> (Vec<u32>, usize) {
-        self.close_frame();
-        let (mut ids, mut bytes, mut from) = (Vec::new(), 0, 0);
-        let (data, large) = (std::mem::take(&mut self.data), std::mem::take(&mut self.large));
-        let mut is_question = |frame: &FrameRef<'_>| {
-            let is = frame.prefix.op == Op::Tasks as u8;
-            if is {
-                ids.push(frame.prefix.id);
-                bytes += frame.bytes();
-            }
-            is
-        };
-        let ends = large.iter().map(|(at, _)| *at).chain([data.len()]).collect::<Vec<_>>();
-        let mut large = large.into_iter();
-        for end in ends {
-            for frame in Frames(&data[from..end]) {
-                let next = from + frame.bytes();
-                if !is_question(&frame) {
-                    self.data.extend_from_slice(&data[from..next]);
-                }
-                from = next;
-            }
-            if let Some((_, frame)) = large.next() {
-                if FrameRef::parse(&frame).is_some_and(|f| is_question(&f)) {
-                    self.large_bytes -= frame.len();
-                } else {
-                    self.large.push((self.data.len(), frame));
-                }
-            }
-        }
-        (ids, bytes)
-    }
-
-    fn close_frame(&mut self) {
-        let Some(open) = self.open.take() else { return };
-        let start = open.frame.start();
-        open.frame.finish(&mut self.data, open.count);
-        if self.data.len() - start > FRAGMENT_BYTES {
-            // Only a single large item makes a frame this long.
-            let large = self.data.split_off(start);
-            self.large_bytes += large.len();
-            self.large.push((start, large));
-        }
-    }
-}
-
-/// Requests whose answers have been gathered for a destination.
-fn answers(d: &Dest) -> impl Iterator<Item = u32> {
-    let data = std::iter::once(&d.data[..]).chain(d.large.iter().map(|(_, frame)| &frame[..]));
-    let in_data = data.flat_map(Frames).filter(|f| f.prefix.op == Op::Tasks as u8);
-    Frames(&d.answers).chain(in_data).map(|f| f.prefix.id)
 }
 
 impl Outgoing {

@@ -13,6 +13,7 @@ use hive_proto::TaskId;
 use hive_proto::ids::Durability;
 use hive_proto::items::Complete;
 
+use super::ops::{Sealed, Spilled};
 use super::table::{List, Slot};
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
@@ -31,7 +32,9 @@ pub(super) struct Commit {
     /// The journal does not know the epoch of this board: a lease that is given now could be given once more by the next process.
     unannounced: bool,
     /// Those of them that have not been handed over.
-    records: VecDeque<(Vec<u8>, u32)>,
+    records: VecDeque<Sealed>,
+    /// What the one handed over last has that is not in memory.
+    pub(super) handed: Vec<Spilled>,
     /// Tasks from here on are gathered.
     sealed_seq: u64,
     /// Tasks from here on are not durable.
@@ -40,7 +43,7 @@ pub(super) struct Commit {
 
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
-        let (gathering, in_flight, records) = Default::default();
+        let (gathering, in_flight, records, handed) = Default::default();
         let (busy, failed, unannounced) = (false, false, false);
         Self {
             gathering,
@@ -49,6 +52,7 @@ impl Commit {
             failed,
             unannounced,
             records,
+            handed,
             sealed_seq: first_seq,
             durable_seq: first_seq,
         }
@@ -109,7 +113,9 @@ impl Board {
 
     /// The next record, once the one before is durable.
     pub fn next_record(&mut self) -> Option<(Vec<u8>, u32)> {
-        self.commit.records.pop_front()
+        let Sealed { body, ops, spilled } = self.commit.records.pop_front()?;
+        self.commit.handed = spilled;
+        Some((body, ops))
     }
 
     /// Whether the rest of what was sealed has not been handed over.
@@ -140,9 +146,10 @@ impl Board {
         policy.durability != Durability::Memory
     }
 
-    /// All that was handed over is durable. Follow it with [`Board::pump`].
+    /// All that was handed over is durable, and [`Board::recorded`] was told where. Follow it with [`Board::pump`].
     pub fn committed(&mut self) {
         self.commit.busy = false;
+        self.release_runs();
         if std::mem::take(&mut self.commit.unannounced) {
             (0..self.queues.len() as u32).for_each(|queue| self.mark_dirty(queue));
         }
@@ -228,6 +235,11 @@ impl Board {
             Line::Gathering => &mut lane.gathering,
         };
         list.remove(&mut self.table, slot);
+    }
+
+    /// Tasks below this are durable.
+    pub(super) fn durable_below(&self) -> u64 {
+        self.commit.durable_seq
     }
 
     /// Below which sequences tasks are durable, and handed over.

@@ -14,7 +14,7 @@
 //! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
 //! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
 //! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts),
-//! `replay` and `snapshot`.
+//! `replay` and `snapshot`, `spill` (what waits on disk).
 
 pub(crate) mod arena;
 mod assign;
@@ -26,6 +26,7 @@ mod queue;
 mod replay;
 mod settle;
 mod snapshot;
+mod spill;
 mod submit;
 pub(crate) mod table;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use ops::BadRecord;
 pub use queue::Policy;
 pub use replay::Replay;
 pub use snapshot::Snapshot;
+pub use spill::{SpillError, Want};
 pub use submit::SubmitFrame;
 pub use view::{Counters, QueueView};
 pub use waits::WaitMode;
@@ -76,6 +78,10 @@ pub struct Limits {
     pub waits_max: usize,
     /// Length at which a record for the journal gets no more decisions, bytes; the last one may be as long as a message.
     pub record_bytes: usize,
+    /// Memory held, from which on further tasks that survive wait on disk, bytes. The maximum for never.
+    pub spill_bytes: usize,
+    /// Tasks that a lane keeps in memory where it can, so that workers need not wait for the disk.
+    pub lane_tasks_min: usize,
     /// Decisions that may wait while a record is being written; beyond this nothing more should be taken in, bytes.
     pub gather_bytes_max: usize,
 }
@@ -158,6 +164,7 @@ pub struct Board {
     /// Decisions for the journal, and where tasks stand on their way to it.
     ops: ops::Ops,
     commit: commit::Commit,
+    spill: spill::Spill,
     draining: bool,
     timers: Timers,
     /// Completed and cancelled tasks, the oldest first.
@@ -204,6 +211,7 @@ impl Board {
             waits: waits::Waits::default(),
             ops: ops::Ops::new(record_bytes),
             commit: commit::Commit::new(identity.first_seq),
+            spill: spill::Spill::default(),
             draining: false,
             timers: Timers::default(),
             done: List::default(),
@@ -228,7 +236,7 @@ impl Board {
     pub fn memory_bytes(&self) -> usize {
         let arenas = self.payloads.bytes() + self.delayed.bytes() + self.results.bytes() + self.dead.bytes();
         let names = self.error_bytes + self.lane_bytes + self.consumer_bytes;
-        arenas + self.table.bytes() + self.timers.bytes() + names
+        arenas + self.table.bytes() + self.timers.bytes() + self.spill.bytes() + names
     }
 
     /// Others have taken so much of the memory that tasks may fill, bytes.

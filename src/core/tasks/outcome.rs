@@ -4,6 +4,7 @@ use hive_proto::items::Task;
 use hive_proto::{SessionId, TaskId, TaskState};
 
 use super::arena::Blob;
+use super::ops::Whole;
 use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
@@ -58,11 +59,35 @@ impl Board {
         let due = delay_ms.filter(|ms| *ms > 0).map(|ms| now.plus_ms(u64::from(ms)));
         // A task that is given back as it was needs no word in the journal: there it has never left.
         if (error.is_some() || due.is_some()) && self.is_durable(slot) {
-            let r = &self.table[slot];
             let error = error.map_or("", cut);
-            self.ops.retry(self.table.seq(slot), r.attempt, r.failed, due, error);
+            if self.table[slot].fetched {
+                let state = if due.is_some() { TaskState::Scheduled } else { TaskState::Waiting };
+                self.log_whole(slot, state, due, error);
+            } else {
+                let r = &self.table[slot];
+                self.ops.retry(self.table.seq(slot), r.attempt, r.failed, due, error);
+            }
         }
         self.place(slot, due, End::Front);
+    }
+
+    /// The journal gets a task that it has as one on disk once more, as it is now: replay has no payload for it.
+    fn log_whole(&mut self, slot: Slot, state: TaskState, due: Option<Tick>, error: &str) {
+        let lane = self.logged(self.table[slot].lane);
+        let r = &self.table[slot];
+        self.ops.task(&Whole {
+            lane,
+            watcher: r.watcher.0,
+            seq: self.table.seq(slot),
+            state,
+            attempt: r.attempt,
+            failed: r.failed,
+            attempts_max: r.attempts_max,
+            time: due.unwrap_or(Tick::ZERO),
+            error,
+            ext_len: r.ext_len,
+            bytes: self.payloads.get(r.blob),
+        });
     }
 
     /// Puts a task that is in no list where it waits. Its payload is among those of waiting tasks.
@@ -108,7 +133,9 @@ impl Board {
     }
 
     pub(crate) fn bury(&mut self, slot: Slot, error: &str, sink: &mut impl TaskSink) {
-        if self.is_durable(slot) {
+        if self.table[slot].fetched {
+            self.log_whole(slot, TaskState::Dead, None, cut(error));
+        } else if self.is_durable(slot) {
             let r = &self.table[slot];
             self.ops.bury(self.table.seq(slot), r.attempt, r.failed, cut(error));
         }

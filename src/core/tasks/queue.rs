@@ -6,6 +6,7 @@ use hive_proto::error::Code;
 use hive_proto::{Partition, WireError, ids::Durability, names};
 
 use super::Board;
+use super::spill::Run;
 use super::table::List;
 
 /// Distinct label sets of one queue.
@@ -55,6 +56,12 @@ pub(crate) struct Lane {
     /// Tasks in the record that is being written, and those that go into the next: not to be assigned yet.
     pub(crate) in_flight: List,
     pub(crate) gathering: List,
+    /// Tasks on disk: they come after those in memory.
+    pub(crate) spilled: usize,
+    /// Where they are.
+    pub(crate) runs: VecDeque<Run>,
+    /// The first run is being read.
+    pub(crate) fetching: bool,
     /// The journal knows the lane by its number.
     pub(crate) logged: bool,
     /// Consumers that fit and stand in their queue's `ready`: without them a pump would ask everybody in line in vain.
@@ -71,8 +78,15 @@ impl Queue {
 
 impl Lane {
     fn new(queue: u32, labels: Box<[String]>) -> Self {
-        let (tasks, in_flight, gathering) = Default::default();
-        Self { queue, labels, tasks, in_flight, gathering, logged: false, in_line: 0 }
+        let (tasks, in_flight, gathering, runs) = Default::default();
+        let (spilled, fetching, logged, in_line) = (0, false, false, 0);
+        Self { queue, labels, tasks, in_flight, gathering, spilled, runs, fetching, logged, in_line }
+    }
+
+    /// Waiting tasks that are not on disk.
+    #[inline]
+    pub(crate) fn in_memory(&self) -> usize {
+        self.tasks.len + self.in_flight.len + self.gathering.len
     }
 
     /// Whether a worker that offers `offered` (sorted) may take its tasks.
@@ -151,6 +165,9 @@ impl Board {
         let wanted = sorted(labels.to_vec());
         if let Some(l) = self.find_lane(queue, &wanted) {
             return Ok(l);
+        }
+        if self.spill.full {
+            return Err(self.memory_full());
         }
         if self.queues[queue as usize].lanes.len() >= LANES_MAX {
             let text = format!(

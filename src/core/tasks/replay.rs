@@ -2,12 +2,12 @@
 
 use hashbrown::HashMap;
 use hive_proto::items::{Assign, Progressed, Refused, Revoked, Task};
-use hive_proto::messages::{self, TaskOptions};
 use hive_proto::{SessionId, TaskId, TaskState, WireError, ids::Durability};
 
 use super::arena::Blob;
 use super::ops::{self, BadRecord, Decision, Labels, Whole};
 use super::outcome::End;
+use super::spill::{Run, ranges};
 use super::table::{Record, Slot};
 use super::{Board, Counters, TaskSink};
 use crate::core::time::Tick;
@@ -24,6 +24,7 @@ pub struct Replay {
     current: u32,
     time: Tick,
     watchers_from: u32,
+    needs: Vec<(u64, u64)>,
 }
 
 impl Replay {
@@ -31,17 +32,19 @@ impl Replay {
     /// is of epoch `watchers_from` or later: of this very process.
     pub fn new(mut board: Board, watchers_from: u32) -> Self {
         board.set_durable_below(u64::MAX);
-        Self { board, lanes: HashMap::new(), epoch: 0, current: 0, time: Tick::ZERO, watchers_from }
+        let (lanes, needs) = Default::default();
+        Self { board, lanes, epoch: 0, current: 0, time: Tick::ZERO, watchers_from, needs }
     }
 
-    /// Applies one record. Records come in their order; the first may be a snapshot.
+    /// Applies one record. Records come in their order, each with its position in the journal; those of a snapshot come first
+    /// and have none.
     ///
     /// # Errors
     /// The record is not one of this version.
-    pub fn apply(&mut self, record: &[u8]) -> Result<(), BadRecord> {
+    pub fn apply(&mut self, record: &[u8], position: u64) -> Result<(), BadRecord> {
         ops::read(record, |time, decision| {
             self.time = self.time.max(time);
-            self.decide(decision)
+            self.decide(decision, (position, record.len()))
         })?;
         self.board.ops.clear(); // what is read is in the journal already
         // What was forgotten then is forgotten now, so that memory holds what it held.
@@ -52,6 +55,12 @@ impl Replay {
     /// The snapshot has been read, records follow.
     pub fn snapshot_read(&mut self) {
         self.board.sort_done();
+        self.needs = ranges(&self.board.all_runs());
+    }
+
+    /// Records before the snapshot that it needs, as ranges of positions, ascending.
+    pub fn snapshot_needs(&self) -> &[(u64, u64)] {
+        &self.needs
     }
 
     /// Highest epoch in the records; the next board must have a higher one.
@@ -76,7 +85,8 @@ impl Replay {
         board
     }
 
-    fn decide(&mut self, decision: Decision<'_>) -> Option<()> {
+    /// `record` is its position and its length.
+    fn decide(&mut self, decision: Decision<'_>, record: (u64, usize)) -> Option<()> {
         let time = self.time;
         let skipped = match decision {
             Decision::Complete { .. } => planted::is("skip_complete"),
@@ -89,6 +99,12 @@ impl Replay {
             return Some(());
         }
         match decision {
+            // What keeps its payload is written down whole when it was on disk.
+            Decision::Bury { seq, .. } | Decision::Retry { seq, .. }
+                if self.board.spill.index.find(seq).is_some() =>
+            {
+                return None;
+            }
             Decision::Epoch(epoch) => {
                 (self.epoch, self.current) = (self.epoch.max(epoch), epoch);
                 self.lanes.clear();
@@ -103,7 +119,20 @@ impl Replay {
                 let q = &mut self.board.queues[queue as usize];
                 q.completed = q.completed.max(completed);
             }
-            Decision::Submit { lane, watcher, seq, due, ext, payload } => {
+            Decision::Submit { lane, watcher, seq, spilled: true, .. } => {
+                let lane = *self.lanes.get(&lane)?;
+                let watcher = self.watcher(watcher);
+                self.board.restore_spilled(lane, watcher, seq, record);
+            }
+            Decision::Bits { page, .. } if page >= u64::MAX / 64 => return None,
+            Decision::Bits { lane, watcher, page, mask } => {
+                let lane = *self.lanes.get(&lane)?;
+                let watcher = self.watcher(watcher);
+                let mask = mask & !self.board.known_bits(page);
+                self.board.add_spilled(lane, watcher, page, mask);
+            }
+            Decision::Run { lane, run } => self.board.add_run(*self.lanes.get(&lane)?, run),
+            Decision::Submit { lane, watcher, seq, due, ext, payload, .. } => {
                 let lane = *self.lanes.get(&lane)?;
                 let watcher = self.watcher(watcher);
                 let due = due.filter(|_| !planted::is("due_at_once"));
@@ -127,7 +156,7 @@ impl Replay {
                 self.board.restore_result(time, seq, attempt, result);
             }
             Decision::Cancel { seq } => {
-                if let Some(slot) = self.board.detach(seq) {
+                if let Some(slot) = self.board.detach_any(seq) {
                     self.board.free_payload(slot);
                     self.board.finish(time, slot, TaskState::Cancelled, Blob::EMPTY, &mut Nobody);
                 }
@@ -187,11 +216,7 @@ impl Board {
         if self.table.find(seq).is_some() {
             return Some(()); // the snapshot has it
         }
-        let mut attempts_max = self.queues[self.lanes[lane as usize].queue as usize].policy.attempts_max;
-        if !ext.is_empty() {
-            let options: TaskOptions = messages::decode(ext).ok()?;
-            attempts_max = options.max_attempts.map_or(attempts_max, |a| a as u16);
-        }
+        let attempts_max = self.attempts_max(lane, ext)?;
         let ext_len = u16::try_from(ext.len()).ok()?;
         let blob = self.payloads.put([ext, payload]);
         let record = Record { blob, lane, watcher, ext_len, attempts_max, ..Record::EMPTY };
@@ -200,9 +225,46 @@ impl Board {
         Some(())
     }
 
+    fn restore_spilled(&mut self, lane: u32, watcher: SessionId, seq: u64, (at, bytes): (u64, usize)) {
+        // A snapshot may have it, in memory or on disk.
+        if self.table.find(seq).is_none() && self.spill.index.find(seq).is_none() {
+            self.add_spilled(lane, watcher, seq / 64, 1 << (seq % 64));
+            self.add_run(lane, Run { records: (at, at), seqs: (seq, seq), bytes });
+        }
+    }
+
+    /// Which of 64 sequences have a place already.
+    fn known_bits(&self, page: u64) -> u64 {
+        let known = |n: &u64| {
+            let seq = page.saturating_mul(64).saturating_add(*n);
+            self.table.find(seq).is_some() || self.spill.index.find(seq).is_some()
+        };
+        (0..64).filter(known).fold(0, |mask, n| mask | 1 << n)
+    }
+
     fn restore_task(&mut self, lane: u32, watcher: SessionId, w: &Whole<'_>) -> Option<()> {
-        if self.table.find(w.seq).is_some() || usize::from(w.ext_len) > w.bytes.len() {
+        if usize::from(w.ext_len) > w.bytes.len() {
             return None;
+        }
+        let due = (w.state == TaskState::Scheduled).then_some(w.time);
+        if self.table.find(w.seq).is_some() {
+            // It was on disk and came back to its queue; the snapshot or an earlier record has it in memory already.
+            let Some(slot) = self.detach(w.seq) else { return Some(()) };
+            let r = &mut self.table[slot];
+            (r.attempt, r.failed) = (w.attempt, w.failed);
+            match w.state {
+                TaskState::Dead => self.lay_down(slot, w.error, &mut Nobody),
+                _ => {
+                    if !w.error.is_empty() {
+                        self.keep_error(slot, w.error);
+                    }
+                    self.place(slot, due, End::Back);
+                }
+            }
+            return Some(());
+        }
+        if let Some(slot) = self.unspill(w.seq) {
+            self.table.remove(slot);
         }
         let record = Record {
             lane,
@@ -221,7 +283,7 @@ impl Board {
         match w.state {
             TaskState::Waiting | TaskState::Scheduled => {
                 self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
-                self.place(slot, (w.state == TaskState::Scheduled).then_some(w.time), End::Back);
+                self.place(slot, due, End::Back);
             }
             TaskState::Dead => {
                 self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
@@ -237,11 +299,16 @@ impl Board {
     }
 
     fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {
-        let Some(slot) = self.detach(seq) else { return };
+        let Some(slot) = self.detach_any(seq) else { return };
         self.table[slot].attempt = attempt;
         self.free_payload(slot);
         let blob = self.results.put([result, &[]]);
         self.finish(time, slot, TaskState::Completed, blob, &mut Nobody);
+    }
+
+    /// The same for a task that may be on disk, whose payload is not needed any more.
+    fn detach_any(&mut self, seq: u64) -> Option<Slot> {
+        self.detach(seq).or_else(|| self.unspill(seq))
     }
 
     /// Takes a task that has no outcome out of its place; its payload is among those of waiting tasks.

@@ -180,10 +180,13 @@ impl Board {
     }
 
     fn cancel_one(&mut self, now: Tick, task: TaskId, sink: &mut impl TaskSink) -> Result<(), Code> {
-        let slot = self.find(task).ok_or(Code::UnknownTask)?;
+        let in_memory = self.find(task);
+        let on_disk = || self.is_spilled(task).then(|| self.unspill(task.seq())).flatten();
+        let slot = in_memory.or_else(on_disk).ok_or(Code::UnknownTask)?;
         let queue = self.queue_of(slot);
         let r = self.table[slot];
         match r.state {
+            TaskState::Waiting if in_memory.is_none() => {}
             TaskState::Waiting => {
                 self.leave_lane(slot);
                 self.queues[queue as usize].waiting -= 1;

@@ -8,6 +8,7 @@ use hive_proto::TaskState;
 
 use super::Board;
 use super::ops::{Ops, Whole};
+use super::spill::{Bits, Run, ranges};
 use super::table::Slot;
 use crate::core::time::Tick;
 
@@ -25,13 +26,30 @@ pub struct Snapshot {
     begun: bool,
     /// Lanes that have been written.
     lanes: usize,
+    /// What was on disk when it began, and where. That comes first: what is fetched meanwhile is found once more among the pages,
+    /// or not.
+    bits: std::vec::IntoIter<Bits>,
+    runs: std::vec::IntoIter<(u32, Run)>,
+    needs: Vec<(u64, u64)>,
     ops: Ops,
+}
+
+impl Snapshot {
+    /// Records before the snapshot that it needs, as ranges of positions, ascending.
+    pub fn needs(&self) -> &[(u64, u64)] {
+        &self.needs
+    }
 }
 
 impl Board {
     /// Begins a snapshot. It belongs to the position of the last committed record.
     pub fn begin_snapshot(&self) -> Snapshot {
+        let runs = self.all_runs();
         Snapshot {
+            needs: ranges(&runs),
+            // What is not durable is in the records behind the snapshot.
+            bits: self.spill.index.below(self.durable_below()).into_iter(),
+            runs: runs.into_iter(),
             pages: self.table.page_numbers(),
             next: 0,
             place: 0,
@@ -53,6 +71,14 @@ impl Board {
         }
         s.lanes = self.lanes.len();
         let mut looked = 0;
+        for bits in s.bits.by_ref().take(STEP_TASKS) {
+            s.ops.bits(bits);
+            looked += 1;
+        }
+        for (lane, run) in s.runs.by_ref().take(STEP_TASKS - looked) {
+            s.ops.run(lane, run);
+            looked += 1;
+        }
         while s.ops.bytes() < bytes && looked < STEP_TASKS {
             let Some(page) = s.pages.get(s.next) else { break };
             // Places stay what they are: a record that is gone meanwhile leaves its place empty.
@@ -73,9 +99,9 @@ impl Board {
             return Some(Vec::new());
         }
         let mut out = Vec::with_capacity(s.ops.bytes() + 16);
-        for (body, _) in s.ops.seal(now, Vec::new()) {
-            out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-            out.extend_from_slice(&body);
+        for record in s.ops.seal(now, Vec::new()) {
+            out.extend_from_slice(&(record.body.len() as u32).to_le_bytes());
+            out.extend_from_slice(&record.body);
         }
         (!out.is_empty()).then_some(out)
     }

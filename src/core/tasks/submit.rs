@@ -80,12 +80,22 @@ impl Board {
     }
 
     fn admit(&mut self, frame: &SubmitFrame<'_>) -> Result<u32, WireError> {
-        if self.is_full(frame.bytes) {
-            let held = self.memory_bytes() + self.elsewhere;
-            let text = format!("tasks hold {held} of {} bytes", self.limits.memory_bytes_max);
-            return Err(WireError::new(Code::MemoryFull, text).retry_after(RETRY_MEMORY_MS));
+        self.spill.pressed = self.memory_bytes() > self.limits.spill_bytes;
+        self.spill.full = self.is_full(frame.bytes);
+        if !self.spill.full {
+            return self.queue(frame.queue);
         }
-        self.queue(frame.queue)
+        // Only what goes to disk is taken, and nothing is made for it.
+        let known = std::str::from_utf8(frame.queue).ok().and_then(|name| self.by_name.get(name)).copied();
+        known
+            .filter(|at| self.may_spill() && self.queues[*at as usize].is_durable())
+            .ok_or_else(|| self.memory_full())
+    }
+
+    pub(super) fn memory_full(&self) -> WireError {
+        let held = self.memory_bytes() + self.elsewhere;
+        let text = format!("tasks hold {held} of {} bytes", self.limits.memory_bytes_max);
+        WireError::new(Code::MemoryFull, text).retry_after(RETRY_MEMORY_MS)
     }
 
     #[inline]
@@ -119,6 +129,9 @@ impl Board {
         check_range("delay_ms", options.delay_ms, 0, DELAY_MS_MAX)?;
         let lane = self.lane(queue, &options.labels)?;
         let due = options.delay_ms.filter(|d| *d > 0).map(|d| now.plus_ms(u64::from(d)));
+        if due.is_some() && self.spill.full {
+            return Err(self.memory_full()); // it would have to wait in memory
+        }
         let whole;
         let ext = match trace_ext {
             Some(t) if options.trace.is_none() => {
@@ -149,7 +162,12 @@ impl Board {
             let (lane, seq) = (self.logged(lane), self.table.next_seq());
             match due {
                 Some(due) => self.ops.later(lane, watcher.0, seq, due, ext, payload),
-                None => self.ops.submit(lane, watcher.0, seq, ext, payload),
+                None if self.spills(lane) => {
+                    self.ops.submit(lane, watcher.0, seq, ext, payload, true);
+                    let seq = self.table.skip();
+                    return self.add_spilled(lane, watcher, seq / 64, 1 << (seq % 64));
+                }
+                None => self.ops.submit(lane, watcher.0, seq, ext, payload, false),
             }
         }
         let q = &mut self.queues[queue as usize];
@@ -168,6 +186,7 @@ impl Board {
             attempts_max: attempts_max.map_or(q.policy.attempts_max, |a| a as u16),
             state: if due.is_some() { TaskState::Scheduled } else { TaskState::Waiting },
             waited: false,
+            fetched: false,
         };
         let slot = self.table.push(record);
         if let Some(due) = due {

@@ -50,6 +50,8 @@ pub(crate) struct Record {
     pub(crate) state: TaskState,
     /// Somebody waits for it by `Wait`.
     pub(crate) waited: bool,
+    /// Was on disk, and is again after a restart.
+    pub(crate) fetched: bool,
 }
 
 impl Record {
@@ -67,6 +69,7 @@ impl Record {
         attempts_max: 0,
         state: TaskState::Unknown,
         waited: false,
+        fetched: false,
     };
 }
 
@@ -120,9 +123,10 @@ impl Table {
     #[inline]
     pub(crate) fn push(&mut self, record: Record) -> Slot {
         let place = (self.next_seq % PAGE as u64) as u32;
+        let number = self.next_seq / PAGE as u64;
         let page = match self.open {
-            Some(page) if place != 0 => page,
-            _ => self.open_page(self.next_seq / PAGE as u64),
+            Some(page) if self.pages[page as usize].number == number => page,
+            _ => self.open_page(number),
         };
         self.next_seq += 1;
         let p = &mut self.pages[page as usize];
@@ -131,14 +135,26 @@ impl Table {
         Slot(page * PAGE as u32 + place)
     }
 
-    /// Adds a record under a sequence that is not there, whatever comes next. Follow it with [`Self::reopen`].
+    /// Gives a sequence away without a record.
+    #[inline]
+    pub(crate) fn skip(&mut self) -> u64 {
+        self.next_seq += 1;
+        self.next_seq - 1
+    }
+
+    /// Sequences from here up to this one are given away.
+    pub(crate) fn seen(&mut self, seq: u64) {
+        self.next_seq = self.next_seq.max(seq + 1);
+    }
+
+    /// Adds a record under a sequence that is not there, whatever comes next.
     pub(crate) fn insert(&mut self, seq: u64, record: Record) -> Slot {
         let (number, place) = (seq / PAGE as u64, (seq % PAGE as u64) as u32);
-        let page = self.by_number.get(&number).copied().unwrap_or_else(|| self.new_page(number));
+        let page = self.page(number);
         let p = &mut self.pages[page as usize];
         p.records[place as usize] = record;
         p.live |= 1 << place;
-        self.next_seq = self.next_seq.max(seq + 1);
+        self.seen(seq);
         Slot(page * PAGE as u32 + place)
     }
 
@@ -154,9 +170,13 @@ impl Table {
         if let Some(old) = self.open.take() {
             self.close_if_empty(old);
         }
-        let at = self.new_page(number);
+        let at = self.page(number);
         self.open = Some(at);
         at
+    }
+
+    fn page(&mut self, number: u64) -> u32 {
+        self.by_number.get(&number).copied().unwrap_or_else(|| self.new_page(number))
     }
 
     fn new_page(&mut self, number: u64) -> u32 {

@@ -7,6 +7,7 @@ mod expire;
 mod model;
 mod ops;
 mod settle;
+mod spill;
 mod submit;
 mod waits;
 
@@ -127,6 +128,8 @@ struct Room {
     log: Log,
     now: Tick,
     request: u32,
+    /// Records that were written.
+    journal: Vec<Vec<u8>>,
 }
 
 fn limits() -> Limits {
@@ -142,6 +145,8 @@ fn limits() -> Limits {
         waits_max: 100,
         record_bytes: 1 << 23,
         gather_bytes_max: 1 << 22,
+        spill_bytes: usize::MAX,
+        lane_tasks_min: 0,
     }
 }
 
@@ -157,7 +162,7 @@ impl Room {
 
     fn with_policy(limits: Limits, policy: Policy, identity: Identity) -> Self {
         let board = Board::new(limits, policy, identity);
-        Self { board, log: Log::default(), now: Tick(1_000_000_000), request: 0 }
+        Self { board, log: Log::default(), now: Tick(1_000_000_000), request: 0, journal: Vec::new() }
     }
 
     /// What the board said; its insides are checked on the way.

@@ -36,6 +36,8 @@ pub struct QueueView {
     pub durability: Durability,
     /// Tasks that could be assigned now.
     pub waiting: usize,
+    /// Those of them that are in the journal and not in memory.
+    pub on_disk: usize,
     /// Tasks with a delay.
     pub scheduled: usize,
     /// Tasks leased.
@@ -60,6 +62,7 @@ impl Board {
             name: q.name.to_string(),
             durability: q.policy.durability,
             waiting: q.waiting,
+            on_disk: q.lanes.iter().map(|l| self.lanes[*l as usize].spilled).sum(),
             scheduled: q.scheduled,
             running: q.running,
             completed: q.completed,

@@ -67,6 +67,11 @@ impl Waits {
         handle
     }
 
+    /// Whether somebody waits for a task.
+    pub(super) fn has(&self, seq: u64) -> bool {
+        self.by_task.range((seq, 0)..=(seq, u32::MAX)).next().is_some()
+    }
+
     /// Ends a wait without an answer.
     pub(crate) fn remove(&mut self, handle: u32) -> Option<(SessionId, u32, Box<[TaskId]>)> {
         let wait = self.all.get_mut(handle as usize)?.take()?;
@@ -117,6 +122,8 @@ impl Board {
         for id in &ids {
             if let Some(slot) = self.find(*id).filter(|s| !self.table[*s].state.is_final()) {
                 self.table[slot].waited = true;
+                open.push(id.seq());
+            } else if self.is_spilled(*id) {
                 open.push(id.seq());
             } else {
                 known += 1;
@@ -215,10 +222,13 @@ impl Board {
         sink.hold(false);
     }
 
-    fn state_of(&self, task: TaskId) -> Task<'_> {
-        match self.find(task) {
-            Some(slot) => self.view(slot),
-            None => Task { task, state: TaskState::Unknown, attempt: 0, payload: &[] },
-        }
+    pub(super) fn state_of(&self, task: TaskId) -> Task<'_> {
+        let in_memory = self.find(task).map(|slot| self.view(slot));
+        in_memory.or_else(|| self.view_spilled(task)).unwrap_or(Task {
+            task,
+            state: TaskState::Unknown,
+            attempt: 0,
+            payload: &[],
+        })
     }
 }

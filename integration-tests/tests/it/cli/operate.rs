@@ -21,7 +21,7 @@ fn status_has_the_keys_that_scripts_rely_on() {
         assert!(!status[key].is_null(), "{key} is missing in {status}");
     }
     let queue = json!({
-        "name": "q", "durability": "journal", "waiting": 2, "scheduled": 0, "running": 1, "completed": 0, "dead": 0,
+        "name": "q", "on_disk": 0, "durability": "journal", "waiting": 2, "scheduled": 0, "running": 1, "completed": 0, "dead": 0,
         "consumers": 1,
     });
     assert_eq!(status["queues"], json!([queue]));

@@ -8,6 +8,7 @@
 //! Epoch                              epoch
 //! Lane                               lane, queue, labels, label *
 //! Submit   lane, watcher, first seq. extension length, payload length, extension, payload
+//! Spilled  lane, watcher, first seq. the same, for tasks that are to wait on disk: that is, here
 //! Later    lane, watcher             sequence, due, extension, payload
 //! Complete lane, results before      task, attempt, result
 //! Retry                              task, attempt, failed, due or 0, error
@@ -15,9 +16,11 @@
 //! Cancel                             task
 //! Count                              lane, results so far
 //! Task     lane, watcher             sequence, state, attempt, failed, attempts, time, error, extension length, bytes
+//! Bits     lane, watcher             sequence / 64, which of 64 tasks are on disk
+//! Run      lane, watcher (0)         first and last record, first and last sequence, length of the records
 //! ```
 //!
-//! `Task` and `Count` stand in snapshots only. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
+//! `Count`, `Bits` and `Run` stand in snapshots only; `Task` there, and where a task that was on disk comes back to its queue. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
 //! group, zigzag: what is settled together was submitted together. Each decision states what became of the task, not a difference, so
 //! that applying one twice does no harm: a snapshot that was taken while tasks moved on needs that.
 
@@ -31,7 +34,7 @@ use read::Input;
 
 pub use read::BadRecord;
 pub(crate) use read::read;
-pub(crate) use write::Ops;
+pub(crate) use write::{Ops, Sealed, Spilled};
 
 /// What a group says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,19 +50,24 @@ enum Tag {
     Cancel = 8,
     Task = 9,
     Count = 10,
+    Spilled = 11,
+    Bits = 12,
+    Run = 13,
 }
 
 impl Tag {
     fn from_u8(tag: u8) -> Option<Self> {
-        use Tag::{Bury, Cancel, Complete, Count, Epoch, Lane, Later, Retry, Submit, Task};
-        [Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count]
-            .get(usize::from(tag).checked_sub(1)?)
-            .copied()
+        use Tag::{
+            Bits, Bury, Cancel, Complete, Count, Epoch, Lane, Later, Retry, Run, Spilled, Submit, Task,
+        };
+        let all =
+            [Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count, Spilled, Bits, Run];
+        all.get(usize::from(tag).checked_sub(1)?).copied()
     }
 
     /// Whether the group begins with a lane.
     fn has_lane(self) -> bool {
-        matches!(self, Self::Submit | Self::Later | Self::Task)
+        matches!(self, Self::Submit | Self::Spilled | Self::Later | Self::Task | Self::Bits | Self::Run)
     }
 }
 
@@ -79,6 +87,8 @@ pub(crate) enum Decision<'a> {
         watcher: u32,
         seq: u64,
         due: Option<Tick>,
+        /// It waits on disk.
+        spilled: bool,
         ext: &'a [u8],
         payload: &'a [u8],
     },
@@ -107,6 +117,18 @@ pub(crate) enum Decision<'a> {
         seq: u64,
     },
     Task(Whole<'a>),
+    /// Those of 64 tasks that are on disk.
+    Bits {
+        lane: u32,
+        watcher: u32,
+        page: u64,
+        mask: u64,
+    },
+    /// Where they are.
+    Run {
+        lane: u32,
+        run: super::spill::Run,
+    },
     /// Results of the queue of a lane so far.
     Count {
         lane: u32,

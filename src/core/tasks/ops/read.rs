@@ -2,6 +2,7 @@
 
 use hive_proto::TaskState;
 
+use super::super::spill::Run;
 use super::{Decision, Labels, Tag, Whole};
 use crate::core::time::Tick;
 
@@ -36,25 +37,29 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
     let tag = Tag::from_u8(r.byte()?)?;
     let count = u16::from_le_bytes(*r.take(2)?.first_chunk()?);
     let (lane, watcher) = if tag.has_lane() { (r.number32()?, r.number32()?) } else { (0, 0) };
-    let mut seq = if tag == Tag::Submit { r.number()?.checked_sub(1)? } else { 0 };
+    let follows = matches!(tag, Tag::Submit | Tag::Spilled);
+    let mut seq = if follows { r.number()?.checked_sub(1)? } else { 0 };
     let (queue, mut completed) = if tag == Tag::Complete { (r.number32()?, r.number()?) } else { (0, 0) };
     for _ in 0..count {
         let decision = match tag {
             Tag::Epoch => Decision::Epoch(r.number32()?),
             Tag::Lane => lane_item(r)?,
             Tag::Count => Decision::Count { lane: r.number32()?, completed: r.number()? },
-            Tag::Submit => {
+            Tag::Submit | Tag::Spilled => {
                 seq = seq.checked_add(1)?;
                 let (ext, payload) = (r.number()?, r.number()?);
                 let ext = r.take(usize::try_from(ext).ok()?)?;
                 let payload = r.take(usize::try_from(payload).ok()?)?;
-                Decision::Submit { lane, watcher, seq, due: None, ext, payload }
+                Decision::Submit { lane, watcher, seq, due: None, spilled: tag == Tag::Spilled, ext, payload }
             }
             Tag::Later => {
                 let (seq, due) = (r.number()?, Some(Tick(r.number()?)));
-                Decision::Submit { lane, watcher, seq, due, ext: r.bytes()?, payload: r.bytes()? }
+                let (ext, payload) = (r.bytes()?, r.bytes()?);
+                Decision::Submit { lane, watcher, seq, due, spilled: false, ext, payload }
             }
             Tag::Task => Decision::Task(whole(r, lane, watcher)?),
+            Tag::Bits => Decision::Bits { lane, watcher, page: r.number()?, mask: r.number()? },
+            Tag::Run => Decision::Run { lane, run: run(r)? },
             Tag::Complete => {
                 seq = seq.wrapping_add(r.difference()?);
                 completed = completed.checked_add(1)?;
@@ -111,6 +116,12 @@ fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
         ext_len: r.number16()?,
         bytes: r.bytes()?,
     })
+}
+
+fn run(r: &mut Input<'_>) -> Option<Run> {
+    let (records, seqs) = ((r.number()?, r.number()?), (r.number()?, r.number()?));
+    let sound = records.0 <= records.1 && seqs.0 <= seqs.1 && seqs.1 < u64::MAX;
+    sound.then_some(Run { records, seqs, bytes: usize::try_from(r.number()?).ok()? })
 }
 
 /// What is left to read.

@@ -2,9 +2,26 @@
 
 use std::collections::VecDeque;
 
+use super::super::spill::{Bits, Run};
 use super::{Tag, Whole};
 use crate::core::time::Tick;
 use crate::planted;
+
+/// Tasks of a lane that are in a record and not in memory: the first and the last; between them may be others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Spilled {
+    pub(crate) lane: u32,
+    pub(crate) seqs: (u64, u64),
+}
+
+/// A record that gets nothing more.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) body: Vec<u8>,
+    /// Decisions in it.
+    pub(crate) ops: u32,
+    pub(crate) spilled: Vec<Spilled>,
+}
 
 /// Decisions that have not been handed to the journal.
 #[derive(Debug)]
@@ -13,8 +30,9 @@ pub(crate) struct Ops {
     record_bytes: usize,
     buf: Vec<u8>,
     count: u32,
+    spilled: Vec<Spilled>,
     /// Records that were full before.
-    full: VecDeque<(Vec<u8>, u32)>,
+    full: VecDeque<Sealed>,
     full_bytes: usize,
     /// The group that goes on.
     group: Option<Group>,
@@ -34,14 +52,15 @@ struct Group {
 
 impl Ops {
     pub(crate) fn new(record_bytes: usize) -> Self {
-        let (buf, count, full, full_bytes, group) = Default::default();
-        Self { record_bytes, buf, count, full, full_bytes, group }
+        let (buf, count, spilled, full, full_bytes, group) = Default::default();
+        Self { record_bytes, buf, count, spilled, full, full_bytes, group }
     }
 
     /// Forgets what has been decided.
     pub(crate) fn clear(&mut self) {
         self.buf.clear();
         self.full.clear();
+        self.spilled.clear();
         (self.count, self.full_bytes, self.group) = (0, 0, None);
     }
 
@@ -54,14 +73,14 @@ impl Ops {
         self.full_bytes + self.buf.len()
     }
 
-    /// Takes the records, the oldest first, and how many decisions are in each: one, unless it would be too long. `spare` is
+    /// Takes the records, the oldest first: one, unless it would be too long. `spare` is
     /// filled next.
-    pub(crate) fn seal(&mut self, now: Tick, spare: Vec<u8>) -> VecDeque<(Vec<u8>, u32)> {
+    pub(crate) fn seal(&mut self, now: Tick, spare: Vec<u8>) -> VecDeque<Sealed> {
         self.rotate(spare);
         self.full_bytes = 0;
         let mut records = std::mem::take(&mut self.full);
-        for (body, _) in &mut records {
-            if let Some(time) = body.first_chunk_mut() {
+        for record in &mut records {
+            if let Some(time) = record.body.first_chunk_mut() {
                 *time = now.0.to_le_bytes();
             }
         }
@@ -72,10 +91,10 @@ impl Ops {
         self.close();
         let body = std::mem::replace(&mut self.buf, spare);
         self.buf.clear();
-        let count = std::mem::take(&mut self.count);
-        if count > 0 {
+        let (ops, spilled) = (std::mem::take(&mut self.count), std::mem::take(&mut self.spilled));
+        if ops > 0 {
             self.full_bytes += body.len();
-            self.full.push_back((body, count));
+            self.full.push_back(Sealed { body, ops, spilled });
         }
     }
 
@@ -92,12 +111,22 @@ impl Ops {
         labels.iter().for_each(|l| self.put(l.as_bytes()));
     }
 
+    /// `spilled`: the task is not in memory.
     #[inline]
-    pub(crate) fn submit(&mut self, lane: u32, watcher: u32, seq: u64, ext: &[u8], payload: &[u8]) {
+    pub(crate) fn submit(
+        &mut self,
+        lane: u32,
+        watcher: u32,
+        seq: u64,
+        ext: &[u8],
+        payload: &[u8],
+        spilled: bool,
+    ) {
+        let tag = if spilled { Tag::Spilled } else { Tag::Submit };
         match &mut self.group {
             // The next one of the group: its sequence follows from its place.
             Some(g)
-                if g.tag == Tag::Submit
+                if g.tag == tag
                     && (g.lane, g.watcher) == (lane, watcher)
                     && g.seq + 1 == seq
                     && g.items < u16::MAX
@@ -111,14 +140,37 @@ impl Ops {
                 self.count += 1;
             }
             _ => {
-                self.group_of(Tag::Submit, lane, watcher, seq);
+                self.group_of(tag, lane, watcher, seq);
                 self.number(seq);
             }
+        }
+        if spilled {
+            self.note_spilled(lane, seq);
         }
         self.number(ext.len() as u64);
         self.number(payload.len() as u64);
         self.buf.extend_from_slice(ext);
         self.buf.extend_from_slice(payload);
+    }
+
+    fn note_spilled(&mut self, lane: u32, seq: u64) {
+        match self.spilled.iter_mut().rfind(|s| s.lane == lane) {
+            Some(s) => s.seqs.1 = seq,
+            None => self.spilled.push(Spilled { lane, seqs: (seq, seq) }),
+        }
+    }
+
+    pub(crate) fn bits(&mut self, ((page, lane, watcher), mask): Bits) {
+        self.group_of(Tag::Bits, lane, watcher, 0);
+        self.number(page);
+        self.number(mask);
+    }
+
+    pub(crate) fn run(&mut self, lane: u32, run: Run) {
+        self.group_of(Tag::Run, lane, 0, 0);
+        [run.records.0, run.records.1, run.seqs.0, run.seqs.1, run.bytes as u64]
+            .into_iter()
+            .for_each(|n| self.number(n));
     }
 
     pub(crate) fn later(&mut self, lane: u32, watcher: u32, seq: u64, due: Tick, ext: &[u8], payload: &[u8]) {
@@ -233,7 +285,7 @@ impl Ops {
             && g.tag == tag
             && (g.lane, g.watcher) == (lane, watcher)
             && g.items < u16::MAX
-            && !matches!(tag, Tag::Submit | Tag::Complete)
+            && !matches!(tag, Tag::Submit | Tag::Spilled | Tag::Complete)
             && self.buf.len() < self.record_bytes
         {
             g.items += 1;

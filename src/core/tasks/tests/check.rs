@@ -86,7 +86,8 @@ impl Board {
                 let mine = |s: &Slot| self.queue_of(*s) as usize == at && self.table[*s].state == state;
                 self.table.slots().filter(mine).count()
             };
-            let counts = (q.waiting, q.scheduled, q.running, q.dead.len);
+            let on_disk: usize = q.lanes.iter().map(|l| self.lanes[*l as usize].spilled).sum();
+            let counts = (q.waiting - on_disk, q.scheduled, q.running, q.dead.len);
             let states =
                 [TaskState::Waiting, TaskState::Scheduled, TaskState::Running, TaskState::Dead].map(of);
             assert_eq!(counts, states.into(), "queue {}", q.name);
@@ -97,6 +98,13 @@ impl Board {
         }
         for (at, lane) in self.lanes.iter().enumerate() {
             let stands = |c: &&super::super::Consumer| c.ready && c.lanes.contains(&(at as u32));
+            let below = self.spill.index.below(u64::MAX);
+            let mine = below.iter().filter(|((_, l, _), _)| *l as usize == at);
+            assert_eq!(lane.spilled, mine.map(|(_, mask)| mask.count_ones() as usize).sum::<usize>());
+            for ((page, ..), mask) in &below {
+                let seqs = (0..64).filter(|n| mask & 1 << n != 0).map(|n| page * 64 + n);
+                assert!(seqs.into_iter().all(|seq| self.table.find(seq).is_none()), "on disk and in memory");
+            }
             assert_eq!(lane.in_line, self.consumers.iter().flatten().filter(stands).count());
         }
         let distinct: BTreeSet<u32> = self.dirty.iter().copied().collect();
@@ -164,7 +172,9 @@ impl Board {
         for (handle, w) in
             self.waits.all.iter().enumerate().filter_map(|(h, w)| Some((h as u32, w.as_ref()?)))
         {
-            let unsettled = |id: &TaskId| self.find(*id).is_some_and(|s| !self.table[s].state.is_final());
+            let unsettled = |id: &TaskId| {
+                self.is_spilled(*id) || self.find(*id).is_some_and(|s| !self.table[s].state.is_final())
+            };
             let mine: BTreeSet<(u64, u32)> =
                 w.ids.iter().filter(|id| unsettled(id)).map(|id| (id.seq(), handle)).collect();
             assert!(w.left > 0 && (w.left == mine.len() || w.left == 1), "a wait that is over stays");
@@ -176,7 +186,9 @@ impl Board {
         assert_eq!(self.waits.ids, ids);
         assert_eq!(self.waits.by_task, open);
         for (seq, _) in open {
-            assert!(self.table[self.table.find(seq).unwrap()].waited);
+            assert!(
+                self.table.find(seq).map_or(self.spill.index.find(seq).is_some(), |s| self.table[s].waited)
+            );
         }
         for (session, s) in &self.sessions {
             let theirs =

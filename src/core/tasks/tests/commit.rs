@@ -1,7 +1,8 @@
 //! Queues that must survive: nothing is told or given out before it is durable, and what is durable comes back.
 
-use super::super::Replay;
+use super::super::ops::{Decision, read};
 use super::super::table::Slot;
+use super::super::{Replay, Want};
 use super::*;
 
 const DURABLE: Policy = Policy { durability: Durability::Journal, ..POLICY };
@@ -22,22 +23,57 @@ fn commit(room: &mut Room) -> Vec<u8> {
 impl Room {
     /// Writes what has been decided; what was held back is told.
     pub(super) fn commit(&mut self) -> Option<Vec<u8>> {
+        let body = self.seal()?;
+        self.committed();
+        Some(body)
+    }
+
+    /// Writes what has been decided, which is not durable yet.
+    pub(super) fn seal(&mut self) -> Option<Vec<u8>> {
         let (body, _) = self.board.seal(self.now, Vec::new())?;
+        self.journal.push(body.clone());
+        Some(body)
+    }
+
+    /// What was written is durable.
+    pub(super) fn committed(&mut self) {
+        let bytes = self.journal.last().map_or(0, Vec::len);
+        self.board.recorded(self.journal.len() as u64, bytes);
         self.board.committed();
         let held = std::mem::take(&mut self.log.2);
         self.log.0.extend(held);
-        Some(body)
+    }
+
+    /// Reads from the journal what the board wants, until it wants nothing. Gives whether that was anything.
+    pub(super) fn fetch(&mut self) -> bool {
+        let mut any = false;
+        while let Some(want) = self.board.want() {
+            self.fetched(want);
+            any = true;
+        }
+        any
+    }
+
+    pub(super) fn fetched(&mut self, want: Want) {
+        let records = &self.journal[want.first as usize - 1..want.last as usize];
+        self.board.fetched(want, records.iter().map(|r| &r[..])).expect("good records");
     }
 }
 
 fn replay(records: &[Vec<u8>]) -> Room {
-    replay_within(limits(), records)
+    replay_from(limits(), &[], 0, records)
 }
 
-pub(super) fn replay_within(limits: Limits, records: &[Vec<u8>]) -> Room {
+/// A board made from a snapshot of the first `covered` records, and the others.
+pub(super) fn replay_from(limits: Limits, snapshot: &[Vec<u8>], covered: usize, records: &[Vec<u8>]) -> Room {
     let mut replay = Replay::new(Board::new(limits, DURABLE, identity()), u32::MAX);
-    records.iter().for_each(|r| replay.apply(r).expect("a good record"));
+    snapshot.iter().for_each(|r| replay.apply(r, 0).expect("a good record"));
+    replay.snapshot_read();
+    for (at, r) in records.iter().enumerate().skip(covered) {
+        replay.apply(r, at as u64 + 1).expect("a good record");
+    }
     let mut room = room();
+    room.journal = records.to_vec();
     room.now = replay.time();
     room.board = replay.finish(EPOCH + 1, 0);
     room.commit().expect("the epoch");
@@ -61,7 +97,8 @@ pub(super) struct Kept {
 
 impl Board {
     /// All that must survive, by task, and the results of each queue. A task that runs is one that waits.
-    pub(super) fn kept(&self) -> (Vec<Kept>, Vec<(String, u64)>) {
+    /// What waits on disk is read there.
+    pub(super) fn kept(&self, journal: &[Vec<u8>]) -> (Vec<Kept>, Vec<(String, u64)>) {
         let keep = |slot: Slot| {
             let r = &self.table[slot];
             let (state, arena) = match r.state {
@@ -84,9 +121,32 @@ impl Board {
             }
         };
         let mut all: Vec<Kept> = self.table.slots().map(keep).collect();
+        let mut on_disk = |_, decision: Decision<'_>| {
+            if let Decision::Submit { spilled: true, seq, ext, payload, .. } = decision
+                && let Some((lane, _)) = self.spill.index.find(seq)
+            {
+                let l = &self.lanes[lane as usize];
+                all.push(Kept {
+                    id: TaskId::new(self.queues[l.queue as usize].partition, seq),
+                    state: TaskState::Waiting,
+                    failed: 0,
+                    attempts_max: self.attempts_max(lane, ext).expect("good options"),
+                    due: Tick::ZERO,
+                    ext_len: ext.len() as u16,
+                    bytes: [ext, payload].concat(),
+                    error: None,
+                    labels: l.labels.clone(),
+                });
+            }
+            Some(())
+        };
+        journal.iter().for_each(|record| read(record, &mut on_disk).expect("a good record"));
         all.sort_by_key(|k| k.id);
         // Dead letters never go by themselves, so their time means nothing.
         all.iter_mut().filter(|k| k.state == TaskState::Dead).for_each(|k| k.due = Tick::ZERO);
+        // Nor does what was left of attempts, once there is an outcome.
+        let ended = |k: &&mut Kept| matches!(k.state, TaskState::Completed | TaskState::Cancelled);
+        all.iter_mut().filter(ended).for_each(|k| k.attempts_max = 0);
         let used = self.queues.iter().filter(|q| q.completed > 0);
         let mut counts: Vec<_> = used.map(|q| (q.name.to_string(), q.completed)).collect();
         counts.sort();
@@ -228,7 +288,7 @@ fn what_is_replayed_is_not_journaled_once_more() {
     room.board.cancel(room.now, ALICE, 0, [leases[3].task].into_iter(), &mut room.log);
     records.push(commit(&mut room));
     let mut replay = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
-    records.iter().for_each(|r| replay.apply(r).expect("a good record"));
+    records.iter().for_each(|r| replay.apply(r, 1).expect("a good record"));
     let now = replay.time();
     let (_, decisions) = replay.finish(EPOCH + 1, 0).seal(now, Vec::new()).expect("the epoch");
     assert_eq!(decisions, 1);
@@ -243,11 +303,11 @@ fn a_record_of_another_kind_is_refused() {
     );
     let record = commit(&mut room);
     let fresh = || Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
-    let error = fresh().apply(&record[..record.len() - 1]).expect_err("cut");
+    let error = fresh().apply(&record[..record.len() - 1], 1).expect_err("cut");
     assert!(error.to_string().contains("not understood"), "{error}");
     let mut unknown = record.clone();
     unknown[8] = 99;
-    fresh().apply(&unknown).expect_err("no such group");
+    fresh().apply(&unknown, 1).expect_err("no such group");
 }
 
 /// Sessions are numbered anew by each process: who watched in an earlier one must not be taken for somebody else.
@@ -259,14 +319,14 @@ fn watchers_of_an_earlier_process_are_nobody() {
     let first = commit(&mut room);
     let second = {
         let mut next = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
-        next.apply(&first).unwrap();
+        next.apply(&first, 1).unwrap();
         let mut board = next.finish(EPOCH + 1, 0);
         board.seal(room.now, Vec::new()).expect("the epoch").0
     };
     // The second process replays once more, after a panic: it keeps its own watchers only.
     let mut third = Replay::new(Board::new(limits(), DURABLE, identity()), EPOCH + 1);
-    third.apply(&first).unwrap();
-    third.apply(&second).unwrap();
+    third.apply(&first, 1).unwrap();
+    third.apply(&second, 2).unwrap();
     let board = third.finish(EPOCH + 2, 0);
     let watchers: Vec<_> = board.table.slots().map(|s| board.table[s].watcher).collect();
     assert_eq!(watchers, [SessionId(0)]);
@@ -294,7 +354,7 @@ fn what_is_replayed_is_not_written_again() {
     }
     records.push(commit(&mut room));
     let mut again = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
-    records.iter().for_each(|r| again.apply(r).unwrap());
+    records.iter().for_each(|r| again.apply(r, 1).unwrap());
     let board = again.finish(EPOCH + 1, 0);
     assert!(board.gathered_bytes() < 100, "{} bytes besides the epoch", board.gathered_bytes());
     assert_eq!(board.counters(), Default::default());

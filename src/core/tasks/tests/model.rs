@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::commit::replay_within;
+use super::commit::replay_from;
 use super::*;
 
 const QUEUES: [&str; 2] = ["a", "b"];
@@ -195,8 +195,13 @@ fn lasting() -> Limits {
     Limits { result_ms: u64::MAX, ..limits() }
 }
 
-fn stage(durability: Durability) -> Room {
-    let mut room = Room::with(lasting());
+/// Tasks that survive go to disk when a lane has two, or a few pages are full.
+fn spilling(spill_bytes: usize) -> Limits {
+    Limits { spill_bytes, lane_tasks_min: 2, ..lasting() }
+}
+
+fn stage(durability: Durability, limits: Limits) -> Room {
+    let mut room = Room::with(limits);
     for q in QUEUES {
         room.board.declare(q, Policy { attempts_max: ATTEMPTS, durability, ..POLICY }).unwrap();
     }
@@ -204,58 +209,67 @@ fn stage(durability: Durability) -> Room {
 }
 
 /// Runs calls against a board and the model; returns all that the board said, and what is in its journal.
-fn run(durability: Durability, ops: &[Op]) -> (Vec<Effect>, Vec<Vec<u8>>) {
-    let mut room = stage(durability);
-    let (mut model, mut all, mut records) = (Model::default(), Vec::new(), Vec::new());
+fn run(durability: Durability, limits: &Limits, ops: &[Op]) -> (Vec<Effect>, Vec<Vec<u8>>) {
+    let mut room = stage(durability, limits.clone());
+    let (mut model, mut all) = (Model::default(), Vec::new());
     for op in ops {
         let expected = apply(&mut room, &mut model, op);
-        records.extend(room.commit());
+        room.commit();
+        let fetched = room.fetch();
         let said = room.said();
         judge(&room, &mut model, &said, &expected);
-        if matches!(op, Op::Pump) {
+        if matches!(op, Op::Pump) && !fetched {
             room.board.check_pumped();
         }
         for (id, t) in &model.tasks {
-            let slot = room.board.find(*id).expect("nothing is forgotten here");
-            assert_eq!(
-                (room.board.view(slot).state, room.board.view(slot).attempt),
-                (t.state, t.attempt),
-                "{id}"
-            );
+            let seen = room.board.state_of(*id);
+            assert_eq!((seen.state, seen.attempt), (t.state, t.attempt), "{id}");
             assert_eq!(t.outcomes, usize::from(t.state.is_final()), "an outcome is told once");
         }
         all.extend(said);
     }
     if durability == Durability::Journal {
-        comes_back(&room, &records);
+        comes_back(&room, limits, &[], 0);
     }
-    (all, records)
+    (all, room.journal)
 }
 
-/// A board made from the records has all that must survive of this one.
-fn comes_back(room: &Room, records: &[Vec<u8>]) {
-    let mut later = replay_within(lasting(), records);
+/// A board made from a snapshot and the records behind it has all that must survive of this one.
+fn comes_back(room: &Room, limits: &Limits, snapshot: &[Vec<u8>], covered: usize) {
+    let mut later = replay_from(limits.clone(), snapshot, covered, &room.journal);
     later.now = room.now;
     later.after_ms(0);
     later.board.check();
-    let (was, is) = (room.board.kept(), later.board.kept());
+    let (was, is) = (room.board.kept(&room.journal), later.board.kept(&room.journal));
     if let Some((was, is)) = was.0.iter().zip(&is.0).find(|(was, is)| was != is) {
         panic!("{was:?} came back as {is:?}");
     }
     assert!(was == is, "{} tasks came back as {}; {:?} {:?}", was.0.len(), is.0.len(), was.1, is.1);
+    // All of it can be had: with credit enough, nothing stays on disk.
+    for (n, queue) in QUEUES.iter().enumerate() {
+        let labels = LABELS[3].iter().map(ToString::to_string).collect();
+        let work = Work { queue: (*queue).into(), credit_tasks: 1_000, credit_bytes: 1 << 20, labels };
+        later.work_with(SessionId(900 + n as u32), 1, work, &[]);
+    }
+    for _ in 0..1_000 {
+        later.fetch();
+        later.board.pump(later.now, &mut later.log);
+    }
+    later.board.check();
+    assert_eq!(later.board.queues().map(|q| q.waiting).sum::<usize>(), 0, "something stays on disk");
 }
 
-/// Runs calls while records are written now and then, each some calls after it was begun. A snapshot begins on the way and
-/// is taken a page at a time; with the records behind it, it stands for the records before.
-fn run_with_a_slow_disk(ops: &[Op], disk: &[bool], snapshot_at: usize) {
-    let mut room = stage(Durability::Journal);
-    let (mut model, mut records, mut writing) = (Model::default(), Vec::new(), false);
+/// Runs calls while records are written and read now and then, each some calls after it was begun. A snapshot begins on the
+/// way and is taken a page at a time; with the records behind it, it stands for the records before.
+fn run_with_a_slow_disk(limits: &Limits, ops: &[Op], disk: &[bool], snapshot_at: usize) {
+    let mut room = stage(Durability::Journal, limits.clone());
+    let (mut model, mut writing, mut reading) = (Model::default(), false, None);
     let (mut snapshot, mut written, mut behind) = (None, Vec::new(), 0);
     for (n, (op, tick)) in ops.iter().zip(disk.iter().cycle()).enumerate() {
         apply(&mut room, &mut model, op);
         room.said();
         if n == snapshot_at {
-            behind = records.len() - usize::from(writing);
+            behind = room.journal.len() - usize::from(writing);
             snapshot = Some(room.board.begin_snapshot());
         }
         if let Some(s) = &mut snapshot
@@ -263,20 +277,24 @@ fn run_with_a_slow_disk(ops: &[Op], disk: &[bool], snapshot_at: usize) {
         {
             written.extend(room.board.snapshot_step(s, room.now, 1).unwrap_or_default());
         }
+        match reading.take() {
+            Some(want) if *tick => room.fetched(want),
+            Some(want) => reading = Some(want),
+            None => reading = room.board.want(),
+        }
         if *tick && writing {
-            room.board.committed();
+            room.committed();
             writing = false;
-        } else if *tick && let Some((record, _)) = room.board.seal(room.now, Vec::new()) {
-            records.push(record);
-            writing = true;
+        } else if *tick {
+            writing = room.seal().is_some();
         }
         room.board.check();
     }
     if writing {
-        room.board.committed();
+        room.committed();
     }
-    records.extend(room.commit());
-    comes_back(&room, &records);
+    room.commit();
+    comes_back(&room, limits, &[], 0);
     if let Some(mut s) = snapshot {
         while let Some(more) = room.board.snapshot_step(&mut s, room.now, 1) {
             written.extend(more);
@@ -288,8 +306,14 @@ fn run_with_a_slow_disk(ops: &[Op], disk: &[bool], snapshot_at: usize) {
             short.push(record.to_vec());
             rest = more;
         }
-        short.extend_from_slice(&records[behind..]);
-        comes_back(&room, &short);
+        // Records that it covers and does not need are gone.
+        for at in 0..behind {
+            let needed = |(first, last): &(u64, u64)| (*first..=*last).contains(&(at as u64 + 1));
+            if !s.needs().iter().any(needed) {
+                room.journal[at] = vec![0; 8];
+            }
+        }
+        comes_back(&room, limits, &short, behind);
     }
     let (durable_below, sealed_below) = room.board.bounds();
     assert_eq!(durable_below, sealed_below);
@@ -453,13 +477,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
     #[test]
     fn any_calls_keep_the_rules_and_replay_alike(ops in ops()) {
-        let first = run(Durability::Memory, &ops);
-        let second = run(Durability::Memory, &ops);
+        let first = run(Durability::Memory, &lasting(), &ops);
+        let second = run(Durability::Memory, &lasting(), &ops);
         prop_assert_eq!(&first.0, &second.0);
         prop_assert!(first.1.is_empty(), "a memory queue is in the journal");
         // With a disk that takes no time a journal changes nothing.
-        let durable = run(Durability::Journal, &ops);
+        let durable = run(Durability::Journal, &lasting(), &ops);
         prop_assert_eq!(&first.0, &durable.0);
+        // On disk, tasks that come back to their queue pass those that wait there; all else is as it was.
+        run(Durability::Journal, &spilling(0), &ops);
     }
 
     #[test]
@@ -468,6 +494,16 @@ proptest! {
         disk in prop::collection::vec(any::<bool>(), 1..20),
         snapshot_at in 0..60_usize,
     ) {
-        run_with_a_slow_disk(&ops, &disk, snapshot_at);
+        run_with_a_slow_disk(&lasting(), &ops, &disk, snapshot_at);
+    }
+
+    #[test]
+    fn whatever_waits_on_disk_comes_back(
+        ops in ops(),
+        disk in prop::collection::vec(any::<bool>(), 1..20),
+        snapshot_at in 0..60_usize,
+        spill_bytes in prop_oneof![Just(0), Just(270_000_usize)],
+    ) {
+        run_with_a_slow_disk(&spilling(spill_bytes), &ops, &disk, snapshot_at);
     }
 }

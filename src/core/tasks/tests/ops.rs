@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::ops::{Decision, Ops, Whole, read};
+use super::super::ops::{Decision, Ops, Sealed, Whole, read};
+use super::super::spill::Run;
 use super::*;
 
 /// A decision, owned.
@@ -17,13 +18,21 @@ enum Said {
     Cancel(u64),
     Task(u32, u64, TaskState, u16, Tick, String, Vec<u8>),
     Count(u32, u64),
+    Spilled(u32, u64, Vec<u8>, Vec<u8>),
+    Bits(u32, u64, u64),
+    Run(u32, Run),
 }
 
 fn write(ops: &mut Ops, said: &Said) {
     match said {
         Said::Epoch(epoch) => ops.epoch(*epoch),
         Said::Lane(lane, queue, labels) => ops.lane(*lane, queue, labels),
-        Said::Submit(lane, seq, None, ext, payload) => ops.submit(*lane, *lane + 1, *seq, ext, payload),
+        Said::Submit(lane, seq, None, ext, payload) => {
+            ops.submit(*lane, *lane + 1, *seq, ext, payload, false);
+        }
+        Said::Spilled(lane, seq, ext, payload) => ops.submit(*lane, *lane + 1, *seq, ext, payload, true),
+        Said::Bits(lane, page, mask) => ops.bits(((*page, *lane, 8), *mask)),
+        Said::Run(lane, run) => ops.run(*lane, *run),
         Said::Submit(lane, seq, Some(due), ext, payload) => {
             ops.later(*lane, *lane + 1, *seq, *due, ext, payload);
         }
@@ -54,10 +63,18 @@ fn owned(d: Decision<'_>) -> Said {
         Decision::Lane { lane, queue, labels } => {
             Said::Lane(lane, queue.into(), labels.iter().map(Into::into).collect())
         }
-        Decision::Submit { lane, watcher, seq, due, ext, payload } => {
+        Decision::Submit { lane, watcher, seq, due, spilled, ext, payload } => {
             assert_eq!(watcher, lane + 1);
-            Said::Submit(lane, seq, due, ext.into(), payload.into())
+            match spilled {
+                true => Said::Spilled(lane, seq, ext.into(), payload.into()),
+                false => Said::Submit(lane, seq, due, ext.into(), payload.into()),
+            }
         }
+        Decision::Bits { lane, watcher, page, mask } => {
+            assert_eq!(watcher, 8);
+            Said::Bits(lane, page, mask)
+        }
+        Decision::Run { lane, run } => Said::Run(lane, run),
         Decision::Complete { lane, completed, seq, attempt, result } => {
             Said::Complete(lane, completed, seq, attempt, result.into())
         }
@@ -93,6 +110,12 @@ fn decisions() -> impl Strategy<Value = Vec<Said>> {
             e,
             p
         )),
+        (lane(), seq(), bytes(), bytes()).prop_map(|(l, s, e, p)| Said::Spilled(l, s.max(1), e, p)),
+        (lane(), any::<u64>(), any::<u64>()).prop_map(|(l, page, mask)| Said::Bits(l, page, mask)),
+        (lane(), any::<(u32, u8)>(), any::<(u32, u8)>(), any::<usize>()).prop_map(|(l, r, s, bytes)| {
+            let to = |(first, more): (u32, u8)| (u64::from(first), u64::from(first) + u64::from(more));
+            Said::Run(l, Run { records: to(r), seqs: to(s), bytes })
+        }),
         (lane(), 1..3_u64, seq(), any::<u32>(), bytes())
             .prop_map(|(l, n, s, a, r)| Said::Complete(l, n, s, a, r)),
         (seq(), any::<u32>(), any::<u16>(), time(), ".{0,9}")
@@ -116,6 +139,7 @@ fn next(said: &Said, i: u64) -> Said {
         Said::Submit(lane, seq, due, ext, payload) => {
             Said::Submit(lane, seq.saturating_add(i), due, ext, payload)
         }
+        Said::Spilled(lane, seq, ext, payload) => Said::Spilled(lane, seq.saturating_add(i), ext, payload),
         Said::Complete(lane, n, seq, attempt, result) => {
             Said::Complete(lane, n + i, seq.saturating_add(i), attempt, result)
         }
@@ -130,7 +154,7 @@ proptest! {
         all.iter().for_each(|said| write(&mut ops, said));
         let mut records = ops.seal(Tick(77), Vec::new());
         prop_assert!(ops.is_empty() && ops.bytes() == 0);
-        let Some((body, count)) = records.pop_front() else {
+        let Some(Sealed { body, ops: count, .. }) = records.pop_front() else {
             prop_assert!(all.is_empty());
             return Ok(());
         };
@@ -160,9 +184,9 @@ proptest! {
 fn a_cycle_takes_few_bytes_besides_its_payload() {
     let mut ops = Ops::new(1 << 23);
     let (n, first) = (100, 1_764_000_000_000_000);
-    (0..n).for_each(|i| ops.submit(3, 7, first + i, &[], &[7; 256]));
+    (0..n).for_each(|i| ops.submit(3, 7, first + i, &[], &[7; 256], false));
     (0..n).for_each(|i| ops.complete(3, 50 + i, first + i, 1, &[7; 64]));
-    let body = &ops.seal(Tick(1), Vec::new())[0].0;
+    let body = &ops.seal(Tick(1), Vec::new())[0].body;
     let each = body.len() as f64 / n as f64 - 256.0 - 64.0;
     assert!(each < 8.0, "{each} bytes besides payload and result");
 }
@@ -170,12 +194,12 @@ fn a_cycle_takes_few_bytes_besides_its_payload() {
 #[test]
 fn what_is_too_long_for_one_record_goes_into_several() {
     let (mut ops, payload) = (Ops::new(1 << 23), vec![7; 100_000]);
-    (0..400).for_each(|i| ops.submit(1, 2, 1_000 + i, &[], &payload));
+    (0..400).for_each(|i| ops.submit(1, 2, 1_000 + i, &[], &payload, false));
     (0..400).for_each(|i| ops.complete(1, 7 + i, 1_000 + i, 1, &payload));
     let records = ops.seal(Tick(5), Vec::new());
-    assert!(records.len() > 4 && records.iter().all(|r| r.0.len() < 9_000_000));
+    assert!(records.len() > 4 && records.iter().all(|r| r.body.len() < 9_000_000));
     let mut seen = Vec::new();
-    for (body, count) in &records {
+    for Sealed { body, ops: count, .. } in &records {
         let before = seen.len();
         read(body, |time, d| {
             assert_eq!(time, Tick(5));

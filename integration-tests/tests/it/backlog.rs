@@ -1,0 +1,171 @@
+//! Tasks that wait on disk: more than memory should hold.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use hive_proto::items::Assign;
+use hive_proto::{Op, TaskId, TaskState};
+
+use crate::harness::{Client, Server, binary, eventually, items, outcome};
+
+/// Tasks go to disk at once, into small segments, and snapshots come soon.
+const ON_DISK: &str = "limits.message_bytes_max = 65536\nlimits.frame_bytes_max = 65536\nfaults = true\n\
+    limits.results_bytes_max = 200000\njournal.segment_bytes = 262144\njournal.snapshot_bytes = 300000\n\
+    journal.spill_bytes = 1";
+
+fn payload(n: usize) -> Vec<u8> {
+    format!("{n:0>500}").into_bytes()
+}
+
+/// Submits numbered tasks.
+fn submit(client: &mut Client, queue: &str, numbers: std::ops::Range<usize>) -> Vec<TaskId> {
+    let numbers: Vec<usize> = numbers.collect();
+    let batches = numbers.chunks(50).map(|batch| batch.iter().map(|n| payload(*n)).collect::<Vec<_>>());
+    batches.flat_map(|payloads| client.submit(queue, &payloads)).collect()
+}
+
+/// Works off `count` tasks of a queue; gives their payloads in the order in which they came.
+fn work_off(client: &mut Client, queue: &str, count: usize) -> Vec<Vec<u8>> {
+    let consumer = client.work(queue, count as u32);
+    let tasks = client.gather(consumer, count);
+    client.credit(consumer, 0);
+    tasks.chunks(100).for_each(|tasks| assert_eq!(client.complete(tasks).accepted as usize, tasks.len()));
+    client.send(Op::StopWork, 0, consumer, 0, &[], &[]);
+    client.answer(consumer).expect("closed");
+    tasks.into_iter().map(|t| t.payload).collect()
+}
+
+/// Rounds through a queue, enough for several snapshots.
+fn keep_busy(server: &Server) {
+    let (mut client, mut worker) = (server.client(), server.client());
+    let consumer = worker.work("busy", 100);
+    for _ in 0..60 {
+        client.submit("busy", &vec![vec![7; 500]; 50]);
+        let tasks = worker.gather(consumer, 50);
+        assert_eq!(worker.complete(&tasks).accepted, 50);
+    }
+}
+
+fn states(client: &mut Client, ids: &[TaskId]) -> Vec<TaskState> {
+    ids.chunks(1000).flat_map(|ids| client.query(ids)).map(|t| t.state).collect()
+}
+
+fn on_disk(server: &Server, queue: &str) -> u64 {
+    server.queue(queue).map_or(0, |q| q["on_disk"].as_u64().expect("a number"))
+}
+
+/// Segments of the journal, the oldest first.
+fn segments(server: &Server) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(server.journal()).expect("the journal");
+    let mut paths: Vec<_> = entries.map(|f| f.expect("an entry").path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "seg"));
+    paths.sort();
+    paths
+}
+
+#[test]
+fn a_backlog_on_disk_survives_and_is_given_out_in_order() {
+    let server = Server::with(ON_DISK);
+    let mut client = server.client();
+    let ids = submit(&mut client, "q", 0..6000);
+    assert!(on_disk(&server, "q") > 5900, "{}", server.status());
+    server.queue_has("q", "waiting", 6000);
+    assert!(states(&mut client, &ids).iter().all(|s| *s == TaskState::Waiting));
+    // One that is on disk is cancelled, and waited for.
+    let waits = client.ask_wait(true, 60_000, &ids[1500..1501]);
+    assert_eq!(server.client().cancel(&ids[1500..1501]).accepted, 1);
+    assert_eq!(client.tasks(waits)[0].state, TaskState::Cancelled);
+    assert_eq!(client.results(1)[0].task, ids[1500], "whoever watches is told");
+    let before = work_off(&mut server.client(), "q", 500);
+    assert_eq!(client.results(500).len(), 500);
+    keep_busy(&server);
+    let server = server.killed_and_started_again();
+    assert!(on_disk(&server, "q") > 3000, "{}", server.status());
+    server.queue_has("q", "waiting", 5499);
+    let mut client = server.client();
+    let states = states(&mut client, &ids);
+    assert!(states[500..1500].iter().chain(&states[1501..]).all(|s| *s == TaskState::Waiting));
+    let after = work_off(&mut client, "q", 5499);
+    let expected = (0..6000).filter(|n| *n != 1500).map(payload);
+    assert!(before.into_iter().chain(after).eq(expected), "in order, and all of them");
+    server.queue_has("q", "completed", 5999);
+    assert_eq!(on_disk(&server, "q"), 0);
+    // Once the last two snapshots do not need the old segments any more, they go.
+    let old = segments(&server)[0].clone();
+    (0..3).for_each(|_| keep_busy(&server));
+    assert!(!old.exists() && segments(&server).len() <= 8, "{:?}", segments(&server));
+}
+
+/// Segments with tasks that wait in them stay, whatever snapshots cover; a backup has them, too.
+#[test]
+fn what_waits_on_disk_is_not_trimmed_away() {
+    let server = Server::with(ON_DISK);
+    let mut client = server.client();
+    submit(&mut client, "idle", 0..500);
+    let first = segments(&server)[0].clone();
+    for _ in 0..3 {
+        keep_busy(&server);
+    }
+    assert!(first.exists() && segments(&server).len() <= 9, "{:?}", segments(&server));
+    let server = server.killed_and_started_again();
+    keep_busy(&server);
+    keep_busy(&server);
+    assert!(first.exists() && segments(&server).len() <= 9, "{:?}", segments(&server));
+    let places = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| places.path().join(name).to_string_lossy().into_owned();
+    let hive = |args: &[&str]| {
+        let mut command = Command::new(binary());
+        let (http, token) = (server.http.to_string(), server.token.clone());
+        outcome(command.args(args).env("HIVE_HTTP", http).env("HIVE_TOKEN", token))
+    };
+    let backup = hive(&["backup", &path("backup")]);
+    assert_eq!(backup.0, Some(0), "{}", backup.1);
+    let restored = hive(&["restore", &path("backup"), &path("data")]);
+    assert_eq!(restored.0, Some(0), "{}", restored.1);
+    let verified = hive(&["journal", "verify", &path("data/journal")]);
+    assert_eq!(verified.0, Some(0), "{}", verified.1);
+    let other = Server::with(&format!("{ON_DISK}\ndata_dir = {:?}", path("data")));
+    for server in [server, other] {
+        assert!(work_off(&mut server.client(), "idle", 500).into_iter().eq((0..500).map(payload)));
+        server.queue_has("idle", "waiting", 0);
+    }
+}
+
+#[test]
+fn who_reads_from_the_disk_may_panic() {
+    let server = Server::with(ON_DISK);
+    let mut client = server.client();
+    submit(&mut client, "q", 0..500);
+    server.panic("fetcher");
+    let (first, rest) = (work_off(&mut client, "q", 250), work_off(&mut client, "q", 250));
+    assert!(first.into_iter().chain(rest).eq((0..500).map(payload)));
+    assert_eq!(server.restarts("fetcher"), 1);
+    // So may the dispatcher, which makes its board from the journal.
+    submit(&mut client, "q", 500..1000);
+    server.panic("dispatcher");
+    eventually("a new dispatcher", || client.try_query(&[]).is_ok().then_some(()));
+    assert!(on_disk(&server, "q") > 400, "{}", server.status());
+    assert!(work_off(&mut client, "q", 500).into_iter().eq((500..1000).map(payload)));
+}
+
+/// A task that is not there any more is never passed over: the server says what is wrong, and stops.
+#[test]
+fn a_damaged_record_stops_the_server() {
+    let mut server = Server::with(ON_DISK);
+    let mut client = server.client();
+    submit(&mut client, "q", 0..1000);
+    let segment = segments(&server)[1].clone();
+    let file = std::fs::File::options().write(true).open(&segment).expect("a segment");
+    file.write_all_at(b"damaged", 100_000).expect("written");
+    let consumer = client.work("q", 1000);
+    let mut given = 0;
+    while let Some(frame) = client.try_take(|p| p.id == consumer && p.op == Op::Assign as u8) {
+        given += items::<Assign<'_>>(&frame).len();
+    }
+    assert!((16..1000).contains(&given), "{given}");
+    assert_eq!(server.exit().code(), Some(74));
+    let log = server.log();
+    assert!(log.contains("tasks that wait on disk cannot be read"), "{log}");
+    assert!(log.contains(&*segment.to_string_lossy()) && log.contains("checksum"), "{log}");
+}

@@ -1,0 +1,129 @@
+//! The fetcher: reads records back from the journal, for the tasks in them that are not in memory. On a thread of its own,
+//! because a disk blocks.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use actix::{Actor, ActorContext, Context, Handler, Message};
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::journal::{Position, ReadError, Reader};
+use super::journaler::{Health, Journaled};
+use super::mailbox::Inlet;
+use super::supervise::DeathGuard;
+use crate::core::tasks::Want;
+
+/// Records that are asked for; the answer is [`Journaled::Fetched`].
+#[derive(Debug, Clone, Copy)]
+pub struct Fetch {
+    /// Incarnation of the dispatcher that asks.
+    pub incarnation: u32,
+    /// Which.
+    pub want: Want,
+}
+
+/// What is asked for and not answered yet. Survives the panic of either side.
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<Mutex<VecDeque<Fetch>>>);
+
+impl Requests {
+    /// Asks. The fetcher has to hear [`Look`], unless it begins just now.
+    pub fn put(&self, fetch: Fetch) {
+        self.0.lock().push_back(fetch);
+    }
+
+    fn first(&self) -> Option<Fetch> {
+        self.0.lock().front().copied()
+    }
+
+    fn first_is_done(&self) {
+        self.0.lock().pop_front();
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fetcher<R> {
+    reader: R,
+    requests: Requests,
+    /// Where the dispatcher hears of it.
+    inlet: Inlet,
+    health: Health,
+    guard: DeathGuard,
+    fault: bool,
+}
+
+/// A factory for [`super::supervise::Supervised::start`], to be made on the fetcher's thread.
+pub fn factory<R: Reader + Unpin>(
+    reader: R,
+    requests: Requests,
+    inlet: Inlet,
+    health: Health,
+) -> impl FnMut(u32, DeathGuard) -> Fetcher<R> {
+    move |_, guard| {
+        let (reader, requests) = (reader.clone(), requests.clone());
+        Fetcher { reader, requests, inlet: inlet.clone(), health: health.clone(), guard, fault: false }
+    }
+}
+
+impl<R: Reader + Unpin> Fetcher<R> {
+    fn answer_all(&mut self, ctx: &mut Context<Self>) {
+        while let Some(fetch) = self.requests.first() {
+            let news = match catch_unwind(AssertUnwindSafe(|| self.read(fetch.want))) {
+                Ok(Ok(records)) => Journaled::Fetched(fetch, records),
+                Ok(Err(e)) => {
+                    let text = format!("tasks that wait on disk cannot be read: {e}");
+                    self.health.fail(&text);
+                    Journaled::Failed(text)
+                }
+                Err(panic) => {
+                    self.guard.blame(&*panic);
+                    return ctx.terminate(); // the next one reads it
+                }
+            };
+            self.requests.first_is_done();
+            self.inlet.journaled(news);
+        }
+    }
+
+    fn read(&mut self, want: Want) -> Result<Vec<Bytes>, ReadError> {
+        assert!(!std::mem::take(&mut self.fault), "injected fault");
+        (want.first..=want.last).map(|at| Ok(self.reader.get(Position(at))?.body)).collect()
+    }
+}
+
+impl<R: Reader + Unpin> Actor for Fetcher<R> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.answer_all(ctx);
+    }
+}
+
+/// Something is asked for.
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Look;
+
+impl<R: Reader + Unpin> Handler<Look> for Fetcher<R> {
+    type Result = ();
+
+    fn handle(&mut self, _: Look, ctx: &mut Self::Context) {
+        self.answer_all(ctx);
+    }
+}
+
+/// Makes the actor panic with the next records that are asked for (fault injection).
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Fault;
+
+impl<R: Reader + Unpin> Handler<Fault> for Fetcher<R> {
+    type Result = ();
+
+    fn handle(&mut self, _: Fault, _: &mut Self::Context) {
+        self.fault = true;
+    }
+}
