@@ -33,7 +33,7 @@ mod on {
     use std::time::Duration;
 
     /// All that there are.
-    const NAMES: [&str; 39] = [
+    const NAMES: [&str; 44] = [
         // The journal and its disk.
         "skip_sync",
         "sync_sometimes",
@@ -79,6 +79,12 @@ mod on {
         "error_lost",
         "payload_garbled",
         "task_doubled",
+        // Tasks on disk.
+        "bits_lost",
+        "fetch_skips_one",
+        "fetched_not_whole",
+        "spilled_watcher_lost",
+        "spilled_cancel_lost",
     ];
 
     static PLANT: LazyLock<String> = LazyLock::new(|| {

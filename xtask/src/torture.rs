@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Shards of the server.
     #[arg(long, default_value_t = 1)]
     shards: usize,
+    /// Tasks wait on disk, in small segments, and snapshots come often.
+    #[arg(long)]
+    spill: bool,
     /// The release profile.
     #[arg(long)]
     release: bool,
@@ -39,7 +42,8 @@ fn torture(args: &Args) -> Result<()> {
     let mut test = tests("history::torture", &["--exact"]);
     test.env("HIVE_BIN", target_dir().join(profile).join("hive"))
         .env("HIVE_TORTURE_CYCLES", args.cycles.to_string())
-        .env("HIVE_TORTURE_SHARDS", args.shards.to_string());
+        .env("HIVE_TORTURE_SHARDS", args.shards.to_string())
+        .env("HIVE_TORTURE_SPILL", args.spill.to_string());
     if let Some(seed) = args.seed {
         test.env("HIVE_TORTURE_SEED", seed.to_string());
     }

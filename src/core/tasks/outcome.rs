@@ -60,7 +60,7 @@ impl Board {
         // A task that is given back as it was needs no word in the journal: there it has never left.
         if (error.is_some() || due.is_some()) && self.is_durable(slot) {
             let error = error.map_or("", cut);
-            if self.table[slot].fetched {
+            if self.table[slot].fetched && !planted::is("fetched_not_whole") {
                 let state = if due.is_some() { TaskState::Scheduled } else { TaskState::Waiting };
                 self.log_whole(slot, state, due, error);
             } else {

@@ -205,6 +205,7 @@ impl Board {
         if r.state == TaskState::Scheduled { &mut self.delayed } else { &mut self.payloads }.free(r.blob);
         self.counters.cancelled += 1;
         let forgotten = planted::is("cancel_running_unjournaled") && r.state == TaskState::Running;
+        let forgotten = forgotten || planted::is("spilled_cancel_lost") && in_memory.is_none();
         if self.queues[queue as usize].is_durable() && !forgotten {
             self.ops.cancel(task.seq());
         }

@@ -22,6 +22,7 @@ use hive_proto::{SessionId, TaskId, TaskState};
 use super::Board;
 use super::ops::{self, Decision, Spilled};
 use super::table::{Record, Slot};
+use crate::planted;
 
 /// Records are fetched together up to this length, bytes; one that is longer is fetched alone.
 const RUN_BYTES: usize = 1024 * 1024;
@@ -316,8 +317,16 @@ impl Board {
         let ext_len = u16::try_from(ext.len()).ok()?;
         let blob = self.payloads.put([ext, payload]);
         let slot = self.unspill(seq)?;
+        if planted::is("fetch_skips_one") && seq.is_multiple_of(64) {
+            self.payloads.free(blob);
+            self.table.remove(slot);
+            return Some(0);
+        }
         let waited = self.waits.has(seq);
         let r = &mut self.table[slot];
+        if planted::is("spilled_watcher_lost") {
+            r.watcher = SessionId(0);
+        }
         *r = Record { blob, ext_len, attempts_max, waited, fetched: true, ..*r };
         let lane = &mut self.lanes[lane as usize];
         self.queues[lane.queue as usize].waiting += 1;

@@ -35,6 +35,7 @@ fn options(cycles: u32) -> Options {
         seed: setting("HIVE_TORTURE_SEED", now.as_micros() as u64),
         cycles: setting("HIVE_TORTURE_CYCLES", cycles),
         shards: setting("HIVE_TORTURE_SHARDS", setting("HIVE_TEST_SHARDS", 1)),
+        spill: setting("HIVE_TORTURE_SPILL", false),
         calm_every: setting("HIVE_TORTURE_CALM_EVERY", 10),
         check_every: setting("HIVE_TORTURE_CHECK_EVERY", 5),
         patience: Duration::from_millis(setting("HIVE_TORTURE_PATIENCE_MS", 20_000)),
@@ -46,8 +47,9 @@ fn options(cycles: u32) -> Options {
 fn passes(options: &Options) {
     let began = Instant::now();
     let report = run(options);
-    let Options { seed, shards, .. } = options;
-    let rerun = format!("cargo xtask torture --seed {seed} --shards {shards} --cycles {}", options.cycles);
+    let Options { seed, shards, cycles, .. } = options;
+    let spill = if options.spill { " --spill" } else { "" };
+    let rerun = format!("cargo xtask torture --seed {seed} --shards {shards} --cycles {cycles}{spill}");
     let (cycles, s) = (report.cycles, began.elapsed().as_secs());
     println!("{cycles} kills, {} tasks, {} events in {s} s", report.tasks, report.events);
     report.census.iter().for_each(|(what, n)| println!("{n:>8} {what}"));
@@ -65,10 +67,12 @@ fn passes(options: &Options) {
     }
 }
 
-/// kill -9 under mixed load, again and again.
+/// kill -9 under mixed load, again and again, with tasks in memory and with tasks on disk.
 #[test]
 fn fifty_kills() {
-    passes(&options(50));
+    for spill in [false, true] {
+        passes(&Options { spill, ..options(25) });
+    }
 }
 
 /// `cargo xtask torture`: as many as were asked for, each server for a hundred of them.

@@ -22,10 +22,12 @@ enum Needs {
     SlowDisk,
     /// Kills that take what was not synced.
     PowerLoss,
+    /// Tasks that wait on disk.
+    Spill,
 }
 
 /// The bug, what it needs, and the rules of which one must find it.
-const BUGS: [(&str, Needs, &[&str]); 39] = [
+const BUGS: [(&str, Needs, &[&str]); 44] = [
     ("skip_sync", Needs::PowerLoss, LOST),
     ("sync_sometimes", Needs::PowerLoss, LOST),
     ("in_hand_as_done", Needs::Kills, LOST),
@@ -65,6 +67,11 @@ const BUGS: [(&str, Needs, &[&str]); 39] = [
     ("error_lost", Needs::Kills, &["dead_error", "outcome_changed"]),
     ("payload_garbled", Needs::Kills, &["garbled"]),
     ("task_doubled", Needs::Kills, &["twice"]),
+    ("bits_lost", Needs::Spill, LOST),
+    ("fetch_skips_one", Needs::Spill, LOST),
+    ("fetched_not_whole", Needs::Spill, &["no_start"]),
+    ("spilled_watcher_lost", Needs::Spill, &["not_told"]),
+    ("spilled_cancel_lost", Needs::Spill, UNDONE),
 ];
 const LOST: &[&str] = &["lost", "outcome_vanished", "outcome_changed", "given_after_end"];
 const UNDONE: &[&str] = &["outcome_vanished", "outcome_changed", "given_after_end"];
@@ -118,7 +125,7 @@ fn planted_bugs_are_found() {
 #[test]
 #[ignore = "needs a server with planted bugs: cargo xtask torture --planted"]
 fn without_a_bug_nothing_is_found() {
-    for needs in [Needs::SlowDisk, Needs::PowerLoss] {
+    for needs in [Needs::SlowDisk, Needs::PowerLoss, Needs::Spill] {
         let result = hunt("", needs);
         assert!(matches!(&result, Err(why) if why.starts_with("clean")), "{result:?}");
     }
@@ -144,6 +151,9 @@ fn hunt(name: &str, needs: Needs) -> Result<Found, String> {
         .stderr(std::process::Stdio::null());
     match needs {
         Needs::Kills => {}
+        Needs::Spill => {
+            command.env("HIVE_TORTURE_SPILL", "true");
+        }
         Needs::SlowDisk => {
             command.env("HIVE_PLANT_SYNC_MS", "15");
         }

@@ -23,6 +23,8 @@ pub(super) struct Options {
     /// Lives that end with kill -9.
     pub(super) cycles: u32,
     pub(super) shards: usize,
+    /// Tasks wait on disk, in small segments, and snapshots come often.
+    pub(super) spill: bool,
     /// After so many of them the load is worked off and everybody must have been told.
     pub(super) calm_every: u32,
     pub(super) check_every: u32,
@@ -48,7 +50,7 @@ pub(super) fn run(options: &Options) -> Report {
     let fleet = Fleet::new(options.patience);
     let mut dice = Dice(options.seed);
     let mut report = Report::default();
-    let mut server = Server::with(&config(options.shards));
+    let mut server = Server::with(&config(options.shards, options.spill));
     let began = Instant::now();
     while report.cycles < options.cycles {
         report.cycles += 1;
@@ -90,10 +92,14 @@ pub(super) fn run(options: &Options) -> Report {
     report
 }
 
-fn config(shards: usize) -> String {
+fn config(shards: usize, spill: bool) -> String {
     let mut text = format!(
         "faults = true\nshards = {shards}\nlimits.results_bytes_max = 190000000\nqueue_defaults.durability = \"journal\"\n"
     );
+    if spill {
+        text += "limits.message_bytes_max = 1048576\njournal.segment_bytes = 2097152\njournal.snapshot_bytes = 300000\n\
+                 journal.spill_bytes = 1\n";
+    }
     for q in &QUEUES {
         text += &format!(
             "[[queues]]\nname = {:?}\nlease_ms = {}\nattempts_max = {}\nretry_delay_ms = {}\n",
