@@ -28,7 +28,6 @@ pub(super) struct Commit {
     in_flight: Vec<u32>,
     /// Records are being written.
     busy: bool,
-    failed: bool,
     /// The journal does not know the epoch of this board: a lease that is given now could be given once more by the next process.
     unannounced: bool,
     /// Those of them that have not been handed over.
@@ -44,12 +43,11 @@ pub(super) struct Commit {
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
         let (gathering, in_flight, records, handed) = Default::default();
-        let (busy, failed, unannounced) = (false, false, false);
+        let (busy, unannounced) = (false, false);
         Self {
             gathering,
             in_flight,
             busy,
-            failed,
             unannounced,
             records,
             handed,
@@ -71,13 +69,7 @@ impl Board {
     /// Whether something was decided that the journal does not have.
     #[inline]
     pub fn is_uncommitted(&self) -> bool {
-        !self.commit.failed && (self.commit.busy || !self.ops.is_empty())
-    }
-
-    /// The journal takes nothing any more: nothing waits for it from here on. What is decided now is forgotten with the
-    /// process, so decide nothing that somebody is told of.
-    pub fn journal_failed(&mut self) {
-        self.commit.failed = true;
+        self.commit.busy || !self.ops.is_empty()
     }
 
     /// Bytes of decisions that wait for the journal.
@@ -94,9 +86,6 @@ impl Board {
     /// is being written, or when there is nothing. `spare` is an empty buffer to go on with. What is too long for one record
     /// comes in several: take them by [`Board::next_record`], one after the other.
     pub fn seal(&mut self, now: Tick, spare: Vec<u8>) -> Option<(Vec<u8>, u32)> {
-        if self.commit.failed {
-            self.ops.clear();
-        }
         if self.commit.busy || self.ops.is_empty() {
             return None;
         }

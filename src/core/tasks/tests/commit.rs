@@ -377,18 +377,3 @@ fn a_step_of_a_snapshot_is_about_as_long_as_asked() {
     }
     assert!(most < 11_000 && steps >= 200, "{steps} steps, {most} bytes at most");
 }
-
-/// Since the journal failed, nothing waits for it.
-#[test]
-fn a_failed_journal_holds_nothing_up() {
-    let mut room = room();
-    let frame = room.frame(ALICE, "q");
-    room.submit_frame(frame, &[(b"", b"t")]);
-    room.board.seal(room.now, Vec::new()).expect("a record");
-    room.board.journal_failed();
-    assert!(!room.board.is_uncommitted());
-    room.board.query(ALICE, 5, [].into_iter(), &mut room.log);
-    assert_eq!(room.said(), [Effect::Tasks { to: ALICE, request: 5, tasks: vec![] }]);
-    assert!(room.board.seal(room.now, Vec::new()).is_none());
-    assert_eq!(room.given(), "", "what is not durable is not given out");
-}
