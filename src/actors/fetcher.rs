@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::journal::{Position, ReadError, Reader};
 use super::journaler::{Health, Journaled};
 use super::mailbox::Inlet;
-use super::supervise::DeathGuard;
+use super::supervise::{DeathGuard, Fault};
 use crate::core::tasks::Want;
 
 /// Records that are asked for; the answer is [`Journaled::Fetched`].
@@ -114,11 +114,6 @@ impl<R: Reader + Unpin> Handler<Look> for Fetcher<R> {
         self.answer_all(ctx);
     }
 }
-
-/// Makes the actor panic with the next records that are asked for (fault injection).
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Fault;
 
 impl<R: Reader + Unpin> Handler<Fault> for Fetcher<R> {
     type Result = ();

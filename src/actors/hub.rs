@@ -17,7 +17,7 @@ use super::directory::{Directory, InFlight, Peer};
 use super::mailbox::{Batch, Inlet, Input};
 use super::outgoing::{Outgoing, restarted};
 use super::subscriptions::{Open, OpenSubscriptions, cost, wildcards};
-use super::supervise::DeathGuard;
+use super::supervise::{DeathGuard, Fault};
 use super::timer::Timer;
 use crate::core::hub::{Counters, Hub, HubLimits, HubSink};
 use crate::core::time::Tick;
@@ -359,11 +359,6 @@ impl Handler<GetView> for HubShard {
         View { counters: self.hub.counters(), delivered: self.out.delivered, lost: self.out.lost }
     }
 }
-
-/// Makes the actor panic in the middle of its next batch (fault injection).
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Fault;
 
 impl Handler<Fault> for HubShard {
     type Result = ();

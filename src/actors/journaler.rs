@@ -25,7 +25,7 @@ use super::fetcher::Fetch;
 use super::journal::{AppendError, Position, Resolved, Segment, Writer};
 use super::mailbox::Inlet;
 use super::snapshotter::Needs;
-use super::supervise::DeathGuard;
+use super::supervise::{DeathGuard, Fault};
 use crate::planted;
 
 /// How long the journaler waits before it tries again what may go well later.
@@ -432,11 +432,6 @@ impl<W: Writer + Unpin + 'static> Handler<GetSegments> for Journaler<W> {
         MessageResult(self.legacy.borrow().writer.segments())
     }
 }
-
-/// Makes the actor panic with its next record in hand (fault injection).
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Fault;
 
 impl<W: Writer + Unpin + 'static> Handler<Fault> for Journaler<W> {
     type Result = ();

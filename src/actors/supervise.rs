@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, Context};
+use actix::{Actor, Addr, Context, Message};
 use futures_util::future::{AbortHandle, Abortable};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -55,6 +55,11 @@ impl Roster {
         h.restarts
     }
 }
+
+/// Makes an actor panic with its next piece of work in hand (fault injection).
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Fault;
 
 /// Lives inside an actor and reports its death, however it came.
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::Server;
-use crate::actors::{dispatcher, fetcher, hub, journaler, sessions};
+use crate::actors::supervise::Fault;
+use crate::actors::{dispatcher, hub, journaler, sessions};
 use crate::edge::http::{Control, FaultOutcome, Pieces};
 use crate::edge::journal::{archive_bytes, segment_parts, snapshot_parts, write_archive};
 use crate::edge::{clock, host};
@@ -87,14 +88,14 @@ impl Control for Arc<Server> {
             return FaultOutcome::Unknown;
         };
         let sent = match actor {
-            "dispatcher" => self.dispatcher.addr().is_some_and(|a| a.try_send(dispatcher::Fault).is_ok()),
-            "hub" => s.hub.addr().is_some_and(|a| a.try_send(hub::Fault).is_ok()),
+            "dispatcher" => self.dispatcher.addr().is_some_and(|a| a.try_send(Fault).is_ok()),
+            "hub" => s.hub.addr().is_some_and(|a| a.try_send(Fault).is_ok()),
             "journaler" => match &self.journaler {
-                Some(j) => j.addr().is_some_and(|a| a.try_send(journaler::Fault).is_ok()),
+                Some(j) => j.addr().is_some_and(|a| a.try_send(Fault).is_ok()),
                 None => return FaultOutcome::Unknown,
             },
             "fetcher" => match self.fetcher.get() {
-                Some(f) => f.addr().is_some_and(|a| a.try_send(fetcher::Fault).is_ok()),
+                Some(f) => f.addr().is_some_and(|a| a.try_send(Fault).is_ok()),
                 None => return FaultOutcome::Unknown,
             },
             "sessions" | "session" => {

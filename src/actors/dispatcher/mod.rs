@@ -23,7 +23,7 @@ use super::directory::Peer;
 use super::journaler::{Desk, Journaled, Order};
 use super::mailbox::{Batch, Input};
 use super::stats::{Histogram, Quantiles};
-use super::supervise::DeathGuard;
+use super::supervise::{DeathGuard, Fault};
 use super::timer::Timer;
 use crate::core::tasks::{Board, Counters, QueueView, TaskSink, Want};
 use crate::core::time::Tick;
@@ -446,11 +446,6 @@ impl Handler<Drain> for Dispatcher {
         self.board.drain();
     }
 }
-
-/// Makes the actor panic in the middle of its next batch (fault injection).
-#[derive(Debug, Clone, Copy, Message)]
-#[rtype(result = "()")]
-pub struct Fault;
 
 impl Handler<Fault> for Dispatcher {
     type Result = ();

@@ -97,7 +97,7 @@ fn config(shards: usize, spill: bool) -> String {
         "faults = true\nshards = {shards}\nlimits.results_bytes_max = 190000000\nqueue_defaults.durability = \"journal\"\n"
     );
     if spill {
-        text += "limits.message_bytes_max = 1048576\njournal.segment_bytes = 2097152\njournal.snapshot_bytes = 300000\n\
+        text += "limits.message_bytes_max = 4194304\njournal.segment_bytes = 8388608\njournal.snapshot_bytes = 300000\n\
                  journal.spill_bytes = 1\n";
     }
     for q in &QUEUES {
