@@ -395,3 +395,46 @@ fn a_million_waiting_tasks_are_there_again_in_seconds() {
     server.queue_has("busy", "completed", 2_000_000);
     assert!(took < Duration::from_secs(15), "{took:?}");
 }
+
+/// The acknowledgement of one submit after the other, while another client keeps the journal growing: those during a snapshot against
+/// those between two.
+#[test]
+#[ignore = "long: latencies, for the release profile"]
+fn nobody_waits_for_a_snapshot() {
+    let server = Server::with("journal.snapshot_bytes = 8000000");
+    // A state that takes a while to write: 120 MB.
+    let mut client = server.client();
+    (0..200).for_each(|_| assert_eq!(client.submit("idle", &vec![vec![7; 600]; 1000]).len(), 1000));
+    let (stop, mut samples) = (AtomicBool::new(false), [Vec::new(), Vec::new()]);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let (mut client, mut worker) = (server.client(), server.client());
+            let consumer = worker.work("busy", 2_000);
+            while !stop.load(Ordering::Relaxed) {
+                client.submit("busy", &vec![vec![7; 1000]; 500]);
+                let tasks = worker.gather(consumer, 500);
+                worker.complete(&tasks);
+                client.results(500);
+            }
+        });
+        let is_written = || {
+            let names = std::fs::read_dir(server.journal()).expect("the journal").flatten();
+            names.into_iter().any(|f| f.file_name().to_string_lossy().ends_with(".snap.new"))
+        };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(60) {
+            let (before, sent) = (is_written(), Instant::now());
+            client.submit("other", &[[7; 256]]);
+            let took = sent.elapsed();
+            if before == is_written() {
+                samples[usize::from(before)].push(took);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    samples.iter_mut().for_each(|s| s.sort_unstable());
+    let [between, during] = samples.map(|s| [s.len() / 2, s.len() * 99 / 100].map(|n| (s[n], s.len())));
+    println!("p50 and p99, and of how many: {during:?} during snapshots, {between:?} between them");
+    let (during, between) = (during[1].0, between[1].0);
+    assert!(during < 10 * between, "{during:?} against {between:?}");
+}

@@ -1,14 +1,17 @@
 //! Where bytes of tasks live: bump-allocated chunks that are given back whole.
 //!
 //! A queue is first in, first out, so its bytes die in the order in which they were born and a chunk empties soon after
-//! its first byte is freed. A general allocator would pay 8-16 bytes and two calls for each task; the chunk
+//! its first byte is freed, and each lane has chunks of its own. A general allocator would pay 8-16 bytes and two calls for each task; the chunk
 //! pays one counter. What pins a chunk is counted with the chunk: [`Arena::bytes`] is memory held, not memory asked for.
 
-const CHUNK_BYTES: usize = 256 * 1024;
+/// Longest chunk for many blobs. What lives long pins so much at the most.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// The first chunk of a stream; each further one is twice as long.
+const FIRST_CHUNK_BYTES: usize = 1024;
 /// Longer blobs get a chunk of their own, so that one of them never pins more than itself.
-const OWN_CHUNK_BYTES: usize = 32 * 1024;
+const OWN_CHUNK_BYTES: usize = 8 * 1024;
 /// Empty chunks kept for the next burst.
-const SPARE_MAX: usize = 4;
+const SPARE_MAX: usize = 16;
 
 /// A run of bytes in an [`Arena`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,10 +32,29 @@ impl Blob {
     }
 }
 
+/// Where blobs go that die about in the order in which they are born: those of one lane. Streams share no chunk, so that a
+/// slow one does not pin what a fast one has left behind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream {
+    /// The chunk that is being filled.
+    chunk: Option<u32>,
+    /// Length of the next one, bytes.
+    bytes: u32,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self { chunk: None, bytes: FIRST_CHUNK_BYTES as u32 }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Chunk {
+    /// Without memory while it is being filled and nothing lives in it.
     buf: Vec<u8>,
     live: u32,
+    /// A stream has it.
+    filling: bool,
 }
 
 /// Chunks and their free places.
@@ -41,7 +63,8 @@ pub(crate) struct Arena {
     chunks: Vec<Chunk>,
     free: Vec<u32>,
     spare: Vec<Vec<u8>>,
-    current: Option<u32>,
+    /// Of those who name none.
+    stream: Stream,
     bytes: usize,
 }
 
@@ -61,11 +84,20 @@ impl Arena {
     /// Copies the parts in, one after the other.
     #[inline]
     pub(crate) fn put(&mut self, parts: [&[u8]; 2]) -> Blob {
+        let mut stream = self.stream;
+        let blob = self.put_in(&mut stream, parts);
+        self.stream = stream;
+        blob
+    }
+
+    /// The same, for a stream of this arena.
+    #[inline]
+    pub(crate) fn put_in(&mut self, stream: &mut Stream, parts: [&[u8]; 2]) -> Blob {
         let len = parts[0].len() + parts[1].len();
         if len == 0 {
             return Blob::EMPTY;
         }
-        let at = if len > OWN_CHUNK_BYTES { self.open(len) } else { self.room(len) };
+        let at = if len > OWN_CHUNK_BYTES { self.open(len) } else { self.room(stream, len) };
         let chunk = &mut self.chunks[at as usize];
         let offset = chunk.buf.len() as u32;
         chunk.buf.extend_from_slice(parts[0]);
@@ -93,12 +125,7 @@ impl Arena {
         let chunk = &mut self.chunks[blob.chunk as usize];
         chunk.live -= 1;
         if chunk.live == 0 {
-            if self.current == Some(blob.chunk) {
-                // Nothing is left in the chunk being filled: start over at its beginning, while it is warm.
-                chunk.buf.clear();
-            } else {
-                self.close(blob.chunk);
-            }
+            self.empty(blob.chunk);
         }
     }
 
@@ -109,26 +136,40 @@ impl Arena {
         there
     }
 
+    /// Moves a blob to a stream of another arena.
+    pub(crate) fn hand_over_in(&mut self, blob: Blob, to: &mut Self, stream: &mut Stream) -> Blob {
+        let there = to.put_in(stream, [self.get(blob), &[]]);
+        self.free(blob);
+        there
+    }
+
     #[inline]
-    fn room(&mut self, len: usize) -> u32 {
-        if let Some(at) = self.current {
+    fn room(&mut self, stream: &mut Stream, len: usize) -> u32 {
+        if let Some(at) = stream.chunk {
             let buf = &self.chunks[at as usize].buf;
             if buf.capacity() - buf.len() >= len {
                 return at;
             }
         }
-        self.next_chunk()
+        self.next_chunk(stream, len)
     }
 
     #[cold]
-    fn next_chunk(&mut self) -> u32 {
-        if let Some(old) = self.current.take()
-            && self.chunks[old as usize].live == 0
-        {
-            self.close(old);
+    fn next_chunk(&mut self, stream: &mut Stream, len: usize) -> u32 {
+        if let Some(old) = stream.chunk.take() {
+            let chunk = &mut self.chunks[old as usize];
+            chunk.filling = false;
+            // One that was filled is followed by a longer one, one that emptied first by a shorter one.
+            let emptied = chunk.buf.capacity() == 0;
+            let bytes = if emptied { stream.bytes / 2 } else { stream.bytes * 2 };
+            stream.bytes = bytes.clamp(FIRST_CHUNK_BYTES as u32, CHUNK_BYTES as u32);
+            if chunk.live == 0 {
+                self.empty(old);
+            }
         }
-        let at = self.open(CHUNK_BYTES);
-        self.current = Some(at);
+        let at = self.open(len.next_power_of_two().max(stream.bytes as usize));
+        self.chunks[at as usize].filling = true;
+        stream.chunk = Some(at);
         at
     }
 
@@ -141,7 +182,7 @@ impl Arena {
                 Vec::with_capacity(capacity)
             }
         };
-        let chunk = Chunk { buf, live: 0 };
+        let chunk = Chunk { buf, live: 0, filling: false };
         if let Some(at) = self.free.pop() {
             self.chunks[at as usize] = chunk;
             return at;
@@ -150,10 +191,14 @@ impl Arena {
         (self.chunks.len() - 1) as u32
     }
 
+    /// Nothing lives in a chunk: its memory is given back, and its place unless a stream has it.
     #[cold]
-    fn close(&mut self, at: u32) {
-        let mut buf = std::mem::take(&mut self.chunks[at as usize].buf);
-        self.free.push(at);
+    fn empty(&mut self, at: u32) {
+        let chunk = &mut self.chunks[at as usize];
+        let mut buf = std::mem::take(&mut chunk.buf);
+        if !chunk.filling {
+            self.free.push(at);
+        }
         if buf.capacity() == CHUNK_BYTES && self.spare.len() < SPARE_MAX {
             buf.clear();
             self.spare.push(buf);
@@ -180,30 +225,52 @@ mod tests {
         }
         assert_eq!(a.get(large).len(), 100_000);
         a.free(large);
-        assert!(a.bytes() <= (SPARE_MAX + 1) * CHUNK_BYTES);
+        assert!(a.bytes() <= SPARE_MAX * CHUNK_BYTES);
         let empty = a.put([&[], &[]]);
         assert_eq!(a.get(empty), b"");
         a.free(empty);
     }
 
     #[test]
-    fn a_shallow_queue_stays_in_one_chunk() {
+    fn a_shallow_queue_takes_little_and_an_empty_one_nothing() {
         let mut a = Arena::default();
         for _ in 0..100_000 {
             let b = a.put([&[1; 300], &[]]);
+            assert_eq!(a.bytes(), FIRST_CHUNK_BYTES);
             a.free(b);
+            assert_eq!((a.bytes(), a.free.len()), (0, 0));
         }
-        assert_eq!(a.bytes(), CHUNK_BYTES);
+        assert!(a.chunks.len() <= 2);
+    }
+
+    /// A thousand blobs that stay, among millions that go.
+    #[test]
+    fn a_slow_stream_does_not_pin_what_a_fast_one_leaves_behind() {
+        let (mut a, mut slow, mut fast) = (Arena::default(), Stream::default(), Stream::default());
+        let mut under_way = std::collections::VecDeque::new();
+        for n in 0..1_000_000 {
+            under_way.push_back(a.put_in(&mut fast, [&[1; 100], &[]]));
+            if under_way.len() > 1_000 {
+                a.free(under_way.pop_front().unwrap());
+            }
+            if n % 1_000 == 0 {
+                a.put_in(&mut slow, [&[2; 100], &[]]);
+            }
+        }
+        let most = 1_000 * 100 + 1_000 * 100 + (4 + SPARE_MAX) * CHUNK_BYTES;
+        assert!(a.bytes() <= most, "{} bytes", a.bytes());
     }
 
     proptest! {
         #[test]
-        fn blobs_keep_their_bytes(ops in prop::collection::vec((0_usize..70_000, any::<u8>(), any::<bool>()), 1..60)) {
-            let mut a = Arena::default();
+        fn blobs_keep_their_bytes(ops in prop::collection::vec((prop_oneof![0..500_usize, 0..70_000_usize], any::<u8>(), any::<bool>()), 1..60)) {
+            let (mut a, mut stream) = (Arena::default(), Stream::default());
             let mut live: Vec<(Blob, Vec<u8>)> = Vec::new();
             for (len, byte, drop_first) in ops {
                 let bytes = vec![byte; len];
-                live.push((a.put([&bytes[..len / 2], &bytes[len / 2..]]), bytes));
+                let parts = [&bytes[..len / 2], &bytes[len / 2..]];
+                let blob = if byte % 2 == 0 { a.put(parts) } else { a.put_in(&mut stream, parts) };
+                live.push((blob, bytes));
                 if drop_first {
                     let (b, _) = live.swap_remove(0);
                     a.free(b);

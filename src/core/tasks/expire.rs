@@ -131,7 +131,8 @@ impl Board {
             }
             let queue = self.queue_of(slot);
             let r = &mut self.table[slot];
-            r.blob = self.delayed.hand_over(r.blob, &mut self.payloads);
+            let stream = &mut self.lanes[r.lane as usize].stream;
+            r.blob = self.delayed.hand_over_in(r.blob, &mut self.payloads, stream);
             r.state = TaskState::Waiting;
             self.enter_lane(slot);
             let q = &mut self.queues[queue as usize];

@@ -6,6 +6,7 @@ use hive_proto::error::Code;
 use hive_proto::{Partition, WireError, ids::Durability, names};
 
 use super::Board;
+use super::arena::Stream;
 use super::spill::Run;
 use super::table::List;
 
@@ -56,6 +57,8 @@ pub(crate) struct Lane {
     /// Tasks in the record that is being written, and those that go into the next: not to be assigned yet.
     pub(crate) in_flight: List,
     pub(crate) gathering: List,
+    /// Where the payloads of its tasks go.
+    pub(crate) stream: Stream,
     /// Tasks on disk: they come after those in memory.
     pub(crate) spilled: usize,
     /// Where they are.
@@ -78,9 +81,9 @@ impl Queue {
 
 impl Lane {
     fn new(queue: u32, labels: Box<[String]>) -> Self {
-        let (tasks, in_flight, gathering, runs) = Default::default();
+        let (tasks, in_flight, gathering, stream, runs) = Default::default();
         let (spilled, fetching, logged, in_line) = (0, false, false, 0);
-        Self { queue, labels, tasks, in_flight, gathering, spilled, runs, fetching, logged, in_line }
+        Self { queue, labels, tasks, in_flight, gathering, stream, spilled, runs, fetching, logged, in_line }
     }
 
     /// Waiting tasks that are not on disk.

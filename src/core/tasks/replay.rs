@@ -218,7 +218,7 @@ impl Board {
         }
         let attempts_max = self.attempts_max(lane, ext)?;
         let ext_len = u16::try_from(ext.len()).ok()?;
-        let blob = self.payloads.put([ext, payload]);
+        let blob = self.payloads.put_in(&mut self.lanes[lane as usize].stream, [ext, payload]);
         let record = Record { blob, lane, watcher, ext_len, attempts_max, ..Record::EMPTY };
         let slot = self.table.insert(seq, record);
         self.place(slot, due, End::Back);
@@ -282,11 +282,13 @@ impl Board {
         }
         match w.state {
             TaskState::Waiting | TaskState::Scheduled => {
-                self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
+                let stream = &mut self.lanes[lane as usize].stream;
+                self.table[slot].blob = self.payloads.put_in(stream, [w.bytes, &[]]);
                 self.place(slot, due, End::Back);
             }
             TaskState::Dead => {
-                self.table[slot].blob = self.payloads.put([w.bytes, &[]]);
+                let stream = &mut self.lanes[lane as usize].stream;
+                self.table[slot].blob = self.payloads.put_in(stream, [w.bytes, &[]]);
                 self.lay_down(slot, w.error, &mut Nobody);
             }
             TaskState::Completed | TaskState::Cancelled => {
@@ -322,7 +324,8 @@ impl Board {
             }
             TaskState::Scheduled => {
                 let r = &mut self.table[slot];
-                r.blob = self.delayed.hand_over(r.blob, &mut self.payloads);
+                let stream = &mut self.lanes[r.lane as usize].stream;
+                r.blob = self.delayed.hand_over_in(r.blob, &mut self.payloads, stream);
                 r.state = TaskState::Waiting;
                 self.queues[queue].scheduled -= 1;
                 self.timers.unschedule(&self.table);

@@ -315,7 +315,7 @@ impl Board {
         }
         let attempts_max = self.attempts_max(lane, ext)?;
         let ext_len = u16::try_from(ext.len()).ok()?;
-        let blob = self.payloads.put([ext, payload]);
+        let blob = self.payloads.put_in(&mut self.lanes[lane as usize].stream, [ext, payload]);
         let slot = self.unspill(seq)?;
         if planted::is("fetch_skips_one") && seq.is_multiple_of(64) {
             self.payloads.free(blob);

@@ -171,10 +171,13 @@ impl Board {
             }
         }
         let q = &mut self.queues[queue as usize];
-        let arena = if due.is_some() { &mut self.delayed } else { &mut self.payloads };
+        let blob = match due {
+            Some(_) => self.delayed.put([ext, payload]),
+            None => self.payloads.put_in(&mut self.lanes[lane as usize].stream, [ext, payload]),
+        };
         let record = Record {
             deadline: due.unwrap_or(Tick::ZERO),
-            blob: arena.put([ext, payload]),
+            blob,
             next: Slot::NONE,
             prev: Slot::NONE,
             lane,
