@@ -127,10 +127,12 @@ impl<S: Snapshots> Snapshotter<S> {
         needs.insert(take.at, take.needs.clone());
         needs.retain(|at, _| kept.contains(at));
         // An older generation is of use only with the records that follow it; with one alone, all are kept. So they are if
-        // it is not known what it needs: it was not read, because a later one was.
+        // it is not known what one needs: it was not read, because a later one was. What the later one needs is not always
+        // among what the older one does: a panic of the dispatcher may lie between them.
         if let [before, _, ..] = kept[..]
-            && let Some(spare) = needs.get(&before).cloned()
+            && needs.len() == kept.len()
         {
+            let spare = needs.values().flat_map(|needs| needs.iter().copied()).collect();
             (self.remove)(Trim { before, spare });
         }
         Ok(bytes)

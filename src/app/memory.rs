@@ -36,7 +36,7 @@ impl Shares {
             tasks,
             spill: match config.journal.spill_bytes as usize {
                 0 => tasks / 2,
-                bytes => bytes,
+                bytes => bytes.min(tasks),
             },
             gather,
             outboxes: percent * 7,

@@ -75,8 +75,9 @@ fn full_and_empty_again(config: &str, memory_bytes_max: u64, tasks_min: usize) {
     assert!(taken >= tasks_min, "{taken} tasks fit");
     assert!(peak < memory_bytes_max, "{peak} bytes were resident");
     let mut other = server.client();
+    // As much as was refused.
     let e = other
-        .try_submit("other", &[[7; 1000]; 100], &TaskOptions::default())
+        .try_submit("other", &[[7; 256]; 1000], &TaskOptions::default())
         .expect_err("full for everybody");
     assert_error(&e, Code::MemoryFull, "bytes");
     server.queue_has("q", "waiting", taken as u64);

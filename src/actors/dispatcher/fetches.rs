@@ -5,7 +5,7 @@ use crate::actors::fetcher::Fetch;
 use crate::core::tasks::Board;
 
 /// So many reads may be under way: each may bring as much as the longest record has.
-const FETCHES_MAX: usize = 4;
+const FETCHES_MAX: usize = 2;
 
 /// Asks for what the board wants, a bounded part at a time.
 pub(super) struct Fetches {

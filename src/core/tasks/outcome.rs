@@ -86,6 +86,7 @@ impl Board {
             time: due.unwrap_or(Tick::ZERO),
             error,
             ext_len: r.ext_len,
+            fetched: true,
             bytes: self.payloads.get(r.blob),
         });
     }

@@ -65,6 +65,8 @@ pub(crate) struct Lane {
     pub(crate) runs: VecDeque<Run>,
     /// The first run is being read.
     pub(crate) fetching: bool,
+    /// The board knows that it has runs.
+    pub(crate) listed: bool,
     /// The journal knows the lane by its number.
     pub(crate) logged: bool,
     /// Consumers that fit and stand in their queue's `ready`: without them a pump would ask everybody in line in vain.
@@ -82,8 +84,21 @@ impl Queue {
 impl Lane {
     fn new(queue: u32, labels: Box<[String]>) -> Self {
         let (tasks, in_flight, gathering, stream, runs) = Default::default();
-        let (spilled, fetching, logged, in_line) = (0, false, false, 0);
-        Self { queue, labels, tasks, in_flight, gathering, stream, spilled, runs, fetching, logged, in_line }
+        let (spilled, fetching, listed, logged, in_line) = (0, false, false, false, 0);
+        Self {
+            queue,
+            labels,
+            tasks,
+            in_flight,
+            gathering,
+            stream,
+            spilled,
+            runs,
+            fetching,
+            listed,
+            logged,
+            in_line,
+        }
     }
 
     /// Waiting tasks that are not on disk.

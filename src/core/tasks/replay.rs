@@ -128,7 +128,7 @@ impl Replay {
             Decision::Bits { lane, watcher, page, mask } => {
                 let lane = *self.lanes.get(&lane)?;
                 let watcher = self.watcher(watcher);
-                let mask = mask & !self.board.known_bits(page);
+                let mask = self.board.unknown_of(page, mask);
                 self.board.add_spilled(lane, watcher, page, mask);
             }
             Decision::Run { lane, run } => self.board.add_run(*self.lanes.get(&lane)?, run),
@@ -229,17 +229,17 @@ impl Board {
         // A snapshot may have it, in memory or on disk.
         if self.table.find(seq).is_none() && self.spill.index.find(seq).is_none() {
             self.add_spilled(lane, watcher, seq / 64, 1 << (seq % 64));
-            self.add_run(lane, Run { records: (at, at), seqs: (seq, seq), bytes });
+            self.add_run(lane, Run { records: (at, at), seqs: (seq, seq), bytes, left: 1 });
         }
     }
 
-    /// Which of 64 sequences have a place already.
-    fn known_bits(&self, page: u64) -> u64 {
-        let known = |n: &u64| {
-            let seq = page.saturating_mul(64).saturating_add(*n);
-            self.table.find(seq).is_some() || self.spill.index.find(seq).is_some()
+    /// Those of 64 sequences that have no place yet.
+    fn unknown_of(&self, page: u64, mask: u64) -> u64 {
+        let unknown = |n: &u64| {
+            let seq = page * 64 + *n;
+            self.table.find(seq).is_none() && self.spill.index.find(seq).is_none()
         };
-        (0..64).filter(known).fold(0, |mask, n| mask | 1 << n)
+        (0..64).filter(|n| mask & 1 << n != 0).filter(unknown).fold(0, |mask, n| mask | 1 << n)
     }
 
     fn restore_task(&mut self, lane: u32, watcher: SessionId, w: &Whole<'_>) -> Option<()> {
@@ -251,7 +251,7 @@ impl Board {
             // It was on disk and came back to its queue; the snapshot or an earlier record has it in memory already.
             let Some(slot) = self.detach(w.seq) else { return Some(()) };
             let r = &mut self.table[slot];
-            (r.attempt, r.failed) = (w.attempt, w.failed);
+            (r.attempt, r.failed, r.fetched) = (w.attempt, w.failed, w.fetched);
             match w.state {
                 TaskState::Dead => self.lay_down(slot, w.error, &mut Nobody),
                 _ => {
@@ -273,6 +273,7 @@ impl Board {
             failed: w.failed,
             attempts_max: w.attempts_max,
             ext_len: w.ext_len,
+            fetched: w.fetched,
             deadline: w.time,
             ..Record::EMPTY
         };

@@ -145,6 +145,7 @@ impl Board {
             attempts_max: r.attempts_max,
             time: if state == TaskState::Waiting { Tick::ZERO } else { r.deadline },
             error: self.errors.get(&seq).map_or("", |e| e),
+            fetched: r.fetched,
             ext_len: if state.is_final() && state != TaskState::Dead { 0 } else { r.ext_len },
             bytes: arena.get(r.blob),
         });

@@ -80,8 +80,7 @@ impl Board {
     }
 
     fn admit(&mut self, frame: &SubmitFrame<'_>) -> Result<u32, WireError> {
-        self.spill.pressed = self.memory_bytes() > self.limits.spill_bytes;
-        self.spill.full = self.is_full(frame.bytes);
+        self.look_at_memory(frame.bytes);
         if !self.spill.full {
             return self.queue(frame.queue);
         }

@@ -198,7 +198,6 @@ impl Table {
     pub(crate) fn find(&self, seq: u64) -> Option<Slot> {
         let number = seq / PAGE as u64;
         let mut page = self.last.get();
-        // A page that was closed and still bears the number has nothing to find: it has no live record.
         if self.pages.get(page as usize).is_none_or(|p| p.number != number) {
             page = *self.by_number.get(&number)?;
             self.last.set(page);
@@ -249,6 +248,7 @@ impl Table {
         let p = &mut self.pages[page as usize];
         if p.live == 0 && self.open != Some(page) {
             self.by_number.remove(&p.number);
+            p.number = u64::MAX; // the number may come again, with another page
             if self.free.len() >= WARM_PAGES {
                 p.records = Box::default();
             }

@@ -15,9 +15,9 @@
 //! Bury                               task, attempt, failed, error
 //! Cancel                             task
 //! Count                              lane, results so far
-//! Task     lane, watcher             sequence, state, attempt, failed, attempts, time, error, extension length, bytes
+//! Task     lane, watcher             sequence, state (and 0x80: was on disk), attempt, failed, attempts, time, error, extension length, bytes
 //! Bits     lane, watcher             sequence / 64, which of 64 tasks are on disk
-//! Run      lane, watcher (0)         first and last record, first and last sequence, length of the records
+//! Run      lane, watcher (0)         first and last record, first and last sequence, length of the records, tasks
 //! ```
 //!
 //! `Count`, `Bits` and `Run` stand in snapshots only; `Task` there, and where a task that was on disk comes back to its queue. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
@@ -35,6 +35,9 @@ use read::Input;
 pub use read::BadRecord;
 pub(crate) use read::read;
 pub(crate) use write::{Ops, Sealed, Spilled};
+
+/// Beside the state of a task: it was on disk.
+const FETCHED: u8 = 0x80;
 
 /// What a group says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,6 +153,8 @@ pub(crate) struct Whole<'a> {
     pub(crate) time: Tick,
     pub(crate) error: &'a str,
     pub(crate) ext_len: u16,
+    /// It was on disk, and is for an earlier snapshot.
+    pub(crate) fetched: bool,
     /// Extension and payload, or the result.
     pub(crate) bytes: &'a [u8],
 }

@@ -3,7 +3,7 @@
 use hive_proto::TaskState;
 
 use super::super::spill::Run;
-use super::{Decision, Labels, Tag, Whole};
+use super::{Decision, FETCHED, Labels, Tag, Whole};
 use crate::core::time::Tick;
 
 /// A record that does not make sense although its checksum is right: written by another version, or by a bug.
@@ -103,11 +103,13 @@ fn settled<'a>(r: &mut Input<'a>, tag: Tag, seq: u64) -> Option<Decision<'a>> {
 }
 
 fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
+    let (seq, state) = (r.number()?, r.byte()?);
     Some(Whole {
         lane,
         watcher,
-        seq: r.number()?,
-        state: TaskState::from_u8(r.byte()?)?,
+        seq,
+        state: TaskState::from_u8(state & !FETCHED)?,
+        fetched: state & FETCHED != 0,
         attempt: r.number32()?,
         failed: r.number16()?,
         attempts_max: r.number16()?,
@@ -121,7 +123,8 @@ fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
 fn run(r: &mut Input<'_>) -> Option<Run> {
     let (records, seqs) = ((r.number()?, r.number()?), (r.number()?, r.number()?));
     let sound = records.0 <= records.1 && seqs.0 <= seqs.1 && seqs.1 < u64::MAX;
-    sound.then_some(Run { records, seqs, bytes: usize::try_from(r.number()?).ok()? })
+    let (bytes, left) = (usize::try_from(r.number()?).ok()?, r.number()?);
+    sound.then_some(Run { records, seqs, bytes, left })
 }
 
 /// What is left to read.

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 
+use hashbrown::HashMap;
+
 use super::super::spill::{Bits, Run};
-use super::{Tag, Whole};
+use super::{FETCHED, Tag, Whole};
 use crate::core::time::Tick;
 use crate::planted;
 
@@ -12,6 +14,7 @@ use crate::planted;
 pub(crate) struct Spilled {
     pub(crate) lane: u32,
     pub(crate) seqs: (u64, u64),
+    pub(crate) tasks: u64,
 }
 
 /// A record that gets nothing more.
@@ -31,6 +34,8 @@ pub(crate) struct Ops {
     buf: Vec<u8>,
     count: u32,
     spilled: Vec<Spilled>,
+    /// Where in `spilled` each lane is.
+    places: HashMap<u32, usize, foldhash::fast::FixedState>,
     /// Records that were full before.
     full: VecDeque<Sealed>,
     full_bytes: usize,
@@ -53,7 +58,8 @@ struct Group {
 impl Ops {
     pub(crate) fn new(record_bytes: usize) -> Self {
         let (buf, count, spilled, full, full_bytes, group) = Default::default();
-        Self { record_bytes, buf, count, spilled, full, full_bytes, group }
+        let places = HashMap::with_hasher(foldhash::fast::FixedState::default());
+        Self { record_bytes, buf, count, spilled, places, full, full_bytes, group }
     }
 
     /// Forgets what has been decided.
@@ -61,6 +67,7 @@ impl Ops {
         self.buf.clear();
         self.full.clear();
         self.spilled.clear();
+        self.places.clear();
         (self.count, self.full_bytes, self.group) = (0, 0, None);
     }
 
@@ -92,6 +99,7 @@ impl Ops {
         let body = std::mem::replace(&mut self.buf, spare);
         self.buf.clear();
         let (ops, spilled) = (std::mem::take(&mut self.count), std::mem::take(&mut self.spilled));
+        self.places.clear();
         if ops > 0 {
             self.full_bytes += body.len();
             self.full.push_back(Sealed { body, ops, spilled });
@@ -154,10 +162,13 @@ impl Ops {
     }
 
     fn note_spilled(&mut self, lane: u32, seq: u64) {
-        match self.spilled.iter_mut().rfind(|s| s.lane == lane) {
-            Some(s) => s.seqs.1 = seq,
-            None => self.spilled.push(Spilled { lane, seqs: (seq, seq) }),
-        }
+        let at = *self.places.entry(lane).or_insert_with(|| {
+            self.spilled.push(Spilled { lane, seqs: (seq, seq), tasks: 0 });
+            self.spilled.len() - 1
+        });
+        let s = &mut self.spilled[at];
+        s.seqs.1 = seq;
+        s.tasks += 1;
     }
 
     pub(crate) fn bits(&mut self, ((page, lane, watcher), mask): Bits) {
@@ -168,7 +179,7 @@ impl Ops {
 
     pub(crate) fn run(&mut self, lane: u32, run: Run) {
         self.group_of(Tag::Run, lane, 0, 0);
-        [run.records.0, run.records.1, run.seqs.0, run.seqs.1, run.bytes as u64]
+        [run.records.0, run.records.1, run.seqs.0, run.seqs.1, run.bytes as u64, run.left]
             .into_iter()
             .for_each(|n| self.number(n));
     }
@@ -240,7 +251,7 @@ impl Ops {
     pub(crate) fn task(&mut self, w: &Whole<'_>) {
         self.group_of(Tag::Task, w.lane, w.watcher, w.seq);
         self.number(w.seq);
-        self.buf.push(w.state as u8);
+        self.buf.push(w.state as u8 | if w.fetched { FETCHED } else { 0 });
         self.number(u64::from(w.attempt));
         self.number(u64::from(w.failed));
         self.number(u64::from(w.attempts_max));

@@ -101,6 +101,12 @@ impl Board {
             let below = self.spill.index.below(u64::MAX);
             let mine = below.iter().filter(|((_, l, _), _)| *l as usize == at);
             assert_eq!(lane.spilled, mine.map(|(_, mask)| mask.count_ones() as usize).sum::<usize>());
+            let left = lane.runs.iter().map(|run| run.left as usize).sum::<usize>();
+            assert!(left <= lane.spilled && (left == lane.spilled || self.is_uncommitted()));
+            let mut seqs = lane.runs.iter().flat_map(|run| [run.seqs.0, run.seqs.1]);
+            assert!(seqs.by_ref().is_sorted(), "runs are in the order of their tasks");
+            assert_eq!(lane.listed, self.spill.lists(at as u32));
+            assert!(lane.listed || lane.runs.is_empty());
             for ((page, ..), mask) in &below {
                 let seqs = (0..64).filter(|n| mask & 1 << n != 0).map(|n| page * 64 + n);
                 assert!(seqs.into_iter().all(|seq| self.table.find(seq).is_none()), "on disk and in memory");

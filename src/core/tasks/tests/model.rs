@@ -299,13 +299,7 @@ fn run_with_a_slow_disk(limits: &Limits, ops: &[Op], disk: &[bool], snapshot_at:
         while let Some(more) = room.board.snapshot_step(&mut s, room.now, 1) {
             written.extend(more);
         }
-        let mut short: Vec<Vec<u8>> = Vec::new();
-        let mut rest = &written[..];
-        while let Some((length, body)) = rest.split_first_chunk() {
-            let (record, more) = body.split_at(u32::from_le_bytes(*length) as usize);
-            short.push(record.to_vec());
-            rest = more;
-        }
+        let short = records_of(&written);
         // Records that it covers and does not need are gone.
         for at in 0..behind {
             let needed = |(first, last): &(u64, u64)| (*first..=*last).contains(&(at as u64 + 1));
@@ -317,6 +311,59 @@ fn run_with_a_slow_disk(limits: &Limits, ops: &[Op], disk: &[bool], snapshot_at:
     }
     let (durable_below, sealed_below) = room.board.bounds();
     assert_eq!(durable_below, sealed_below);
+}
+
+/// The records of a snapshot.
+fn records_of(mut written: &[u8]) -> Vec<Vec<u8>> {
+    let mut records = Vec::new();
+    while let Some((length, body)) = written.split_first_chunk() {
+        let (record, more) = body.split_at(u32::from_le_bytes(*length) as usize);
+        records.push(record.to_vec());
+        written = more;
+    }
+    records
+}
+
+/// A snapshot in which a task is on disk serves although a later one had it in memory, from which the server went on.
+#[test]
+fn an_earlier_snapshot_serves_as_well() {
+    let limits = Limits { lane_tasks_min: 0, ..spilling(0) };
+    let mut room = stage(Durability::Journal, limits.clone());
+    let whole = |room: &Room| {
+        let mut snapshot = room.board.begin_snapshot();
+        let steps = std::iter::from_fn(|| room.board.snapshot_step(&mut snapshot, room.now, 1));
+        (records_of(&steps.flatten().collect::<Vec<u8>>()), room.journal.len())
+    };
+    for payload in ["one", "two", "three", "four"] {
+        let frame = room.frame(ALICE, "a");
+        room.submit_frame(frame, &[(b"", payload.as_bytes())]);
+        room.commit();
+    }
+    room.said();
+    assert!(room.board.queues().next().unwrap().on_disk >= 3);
+    let (earlier, covered) = whole(&room);
+    room.work(BOB, 1, "a", 9);
+    room.pump();
+    while room.fetch() {
+        room.pump();
+    }
+    let (later, both) = whole(&room);
+    let mut room = replay_from(limits.clone(), &later, both, &room.journal);
+    room.said();
+    room.work(BOB, 1, "a", 9);
+    let mut leases = room.leases();
+    while room.fetch() {
+        leases.extend(room.leases());
+    }
+    assert_eq!(leases.len(), 4);
+    for lease in leases {
+        let permanent = lease.task.seq().is_multiple_of(2);
+        let item = Fail { lease, delay_ms: 0, permanent, error: "so it goes" };
+        room.board.fail(room.now, BOB, 0, [item].into_iter(), &mut room.log);
+    }
+    room.commit();
+    comes_back(&room, &limits, &later, both);
+    comes_back(&room, &limits, &earlier, covered);
 }
 
 /// Makes the call on both sides; returns the leases that must be revoked.

@@ -52,6 +52,7 @@ fn write(ops: &mut Ops, said: &Said) {
             time: *time,
             error,
             ext_len: bytes.len() as u16,
+            fetched: *n % 2 == 1,
             bytes,
         }),
     }
@@ -85,6 +86,7 @@ fn owned(d: Decision<'_>) -> Said {
         Decision::Cancel { seq } => Said::Cancel(seq),
         Decision::Count { lane, completed } => Said::Count(lane, completed),
         Decision::Task(w) => {
+            assert_eq!(w.fetched, w.failed % 2 == 1);
             assert_eq!(
                 (w.attempt, w.attempts_max, usize::from(w.ext_len)),
                 (u32::from(w.failed), w.failed, w.bytes.len())
@@ -114,7 +116,7 @@ fn decisions() -> impl Strategy<Value = Vec<Said>> {
         (lane(), any::<u64>(), any::<u64>()).prop_map(|(l, page, mask)| Said::Bits(l, page, mask)),
         (lane(), any::<(u32, u8)>(), any::<(u32, u8)>(), any::<usize>()).prop_map(|(l, r, s, bytes)| {
             let to = |(first, more): (u32, u8)| (u64::from(first), u64::from(first) + u64::from(more));
-            Said::Run(l, Run { records: to(r), seqs: to(s), bytes })
+            Said::Run(l, Run { records: to(r), seqs: to(s), bytes, left: bytes as u64 / 7 })
         }),
         (lane(), 1..3_u64, seq(), any::<u32>(), bytes())
             .prop_map(|(l, n, s, a, r)| Said::Complete(l, n, s, a, r)),

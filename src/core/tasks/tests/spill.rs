@@ -155,20 +155,15 @@ proptest::proptest! {
     #[test]
     fn the_index_knows_its_tasks(
         tasks in proptest::collection::btree_map(0..500_u64, (0..3_u32, 0..2_u32), 0..200),
-        bounds in (0..500_u64, 0..500_u64),
+        last in 0..500_u64,
     ) {
         let mut index = Index::default();
         for (seq, (lane, watcher)) in &tasks {
             index.add(seq / 64, *lane, SessionId(*watcher), 1 << (seq % 64));
         }
-        let (first, last) = (bounds.0.min(bounds.1), bounds.0.max(bounds.1));
         for seq in 0..500 {
             let known = tasks.get(&seq).map(|(lane, watcher)| (*lane, SessionId(*watcher)));
             proptest::prop_assert_eq!(index.find(seq), known);
-        }
-        for lane in 0..3 {
-            let any = tasks.range(first..=last).any(|(_, (l, _))| *l == lane);
-            proptest::prop_assert_eq!(index.has_any(lane, first..=last), any);
         }
         let bits = index.below(last).iter().map(|(_, mask)| mask.count_ones() as usize).sum::<usize>();
         proptest::prop_assert_eq!(bits, tasks.range(..last).count());

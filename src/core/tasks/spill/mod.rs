@@ -6,14 +6,15 @@
 //! ```
 //!
 //! What stays in memory is one bit for each task (the index: for those who ask for it, cancel it or wait for it) and an entry for
-//! each MiB of records (the runs). A lane of which something is on disk sends there all that comes in, so it stays first in,
+//! each MiB of records in a row that have tasks of the lane (the runs). A lane of which something is on disk sends there all that comes in, so it stays first in,
 //! first out; only tasks that come back to the queue (after a delay, from a worker) pass what is there.
 //!
 //! Whether a task is on disk is itself a decision in the journal: replay does not bring back into memory what was not
 //! there. A task that was fetched is on disk again after a restart, so what happens to it is written down whole if it keeps its payload.
 
-use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+mod index;
+
+use std::collections::VecDeque;
 
 use hive_proto::items::Task;
 use hive_proto::messages::{self, TaskOptions};
@@ -24,6 +25,8 @@ use super::ops::{self, Decision, Spilled};
 use super::table::{Record, Slot};
 use crate::planted;
 
+pub(crate) use index::{Bits, Index};
+
 /// Records are fetched together up to this length, bytes; one that is longer is fetched alone.
 const RUN_BYTES: usize = 1024 * 1024;
 /// A queue of which nothing runs gets so much into a full memory, bytes, or one task.
@@ -32,66 +35,14 @@ const FETCH_BYTES_MIN: usize = 16 * 1024;
 const FETCH_SHARE: usize = 16;
 /// One part in so many of the memory for tasks may be taken beyond it, for the index alone.
 const BEYOND_SHARE: usize = 32;
-/// What an entry of the index takes, with its share of the tree's nodes, bytes.
-const ENTRY_BYTES: usize = 48;
-
-/// 64 consecutive sequences: which of them are on disk, of one lane and for one watcher.
-pub(crate) type Bits = ((u64, u32, u32), u64);
-
-/// Which tasks are on disk.
-#[derive(Debug, Default)]
-pub(crate) struct Index(BTreeMap<(u64, u32, u32), u64>);
-
-impl Index {
-    /// Adds some of 64 sequences.
-    pub(crate) fn add(&mut self, page: u64, lane: u32, watcher: SessionId, mask: u64) {
-        *self.0.entry((page, lane, watcher.0)).or_default() |= mask;
-    }
-
-    fn place(&self, seq: u64) -> Option<(u64, u32, u32)> {
-        let (page, bit) = (seq / 64, 1 << (seq % 64));
-        let mut entries = self.0.range((page, 0, 0)..=(page, u32::MAX, u32::MAX));
-        entries.find(|(_, mask)| **mask & bit != 0).map(|(place, _)| *place)
-    }
-
-    /// Lane and watcher of a task that is on disk.
-    pub(crate) fn find(&self, seq: u64) -> Option<(u32, SessionId)> {
-        self.place(seq).map(|(_, lane, watcher)| (lane, SessionId(watcher)))
-    }
-
-    pub(crate) fn take(&mut self, seq: u64) -> Option<(u32, SessionId)> {
-        let place = self.place(seq)?;
-        let mask = self.0.get_mut(&place)?;
-        *mask &= !(1 << (seq % 64));
-        if *mask == 0 {
-            self.0.remove(&place);
-        }
-        Some((place.1, SessionId(place.2)))
-    }
-
-    /// Whether a lane has any of these.
-    pub(crate) fn has_any(&self, lane: u32, seqs: RangeInclusive<u64>) -> bool {
-        let (first, last) = (*seqs.start(), *seqs.end());
-        let mut entries = self.0.range((first / 64, 0, 0)..=(last / 64, u32::MAX, u32::MAX));
-        entries.any(|((page, l, _), mask)| *l == lane && mask & within(*page, first, last) != 0)
-    }
-
-    /// All below a sequence.
-    pub(crate) fn below(&self, seq: u64) -> Vec<Bits> {
-        let Some(last) = seq.checked_sub(1) else { return Vec::new() };
-        let entries = self.0.range(..=(last / 64, u32::MAX, u32::MAX));
-        let cut = entries.map(|(place, mask)| (*place, mask & within(place.0, 0, last)));
-        cut.filter(|(_, mask)| *mask != 0).collect()
-    }
-}
-
-/// The bits of a page whose sequences lie between two, both included.
-fn within(page: u64, first: u64, last: u64) -> u64 {
-    let from = first.saturating_sub(page * 64).min(64) as u32;
-    let behind = (last + 1).saturating_sub(page * 64).min(64) as u32;
-    let below = |n: u32| if n == 64 { u64::MAX } else { (1 << n) - 1 };
-    below(behind) & !below(from)
-}
+/// What a run takes, with its share of the queue and of a snapshot's copy, bytes.
+const RUN_ENTRY_BYTES: usize = 2 * (size_of::<Run>() + 8);
+/// Records are fetched together while their tasks are not more than this.
+const RUN_TASKS: u64 = 8 * 1024;
+/// A fetch stops at so many tasks: others want to be served.
+const FETCH_TASKS_MAX: usize = 64 * 1024;
+/// Pages of the table and chunks come on top of what a fetch may bring in, bytes.
+const FETCH_SLACK: usize = 1024 * 1024;
 
 /// Records in which tasks of one lane are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +53,8 @@ pub(crate) struct Run {
     pub(crate) seqs: (u64, u64),
     /// Length of the records, bytes.
     pub(crate) bytes: usize,
+    /// Tasks that are still there.
+    pub(crate) left: u64,
 }
 
 /// Records to be read from the journal for a lane, both included.
@@ -137,18 +90,31 @@ pub(crate) struct Spill {
     /// Lanes that have runs.
     lanes: Vec<u32>,
     runs: usize,
+    /// The one to be looked at first.
+    turn: usize,
+    /// Runs that are being read.
+    fetching: usize,
     /// Runs of records that are durable, as parts of what is not.
     fresh: Vec<(u32, Run)>,
-    /// Memory is to be kept for those who have nothing else, and there is none left: found out once for each frame.
+    /// Lanes and tasks that were taken away before their runs were known.
+    early: Vec<(u32, u64)>,
+    /// Found out once for each frame: memory is to be kept for those who have nothing else, it is scarce, there is none left.
     pub(super) pressed: bool,
+    pub(super) scarce: bool,
     pub(super) full: bool,
 }
 
 impl Spill {
+    /// Whether a lane is among those that have runs.
+    #[cfg(test)]
+    pub(super) fn lists(&self, lane: u32) -> bool {
+        self.lanes.contains(&lane)
+    }
+
     /// Memory held, bytes.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
-        self.index.0.len() * ENTRY_BYTES + self.runs * size_of::<Run>()
+        self.index.bytes() + self.runs * RUN_ENTRY_BYTES
     }
 }
 
@@ -158,7 +124,16 @@ impl Board {
     pub(super) fn spills(&self, lane: u32) -> bool {
         let lane = &self.lanes[lane as usize];
         lane.spilled > 0
-            || self.spill.pressed && (lane.in_memory() >= self.limits.lane_tasks_min || self.spill.full)
+            || self.spill.pressed && (lane.in_memory() >= self.limits.lane_tasks_min || self.spill.scarce)
+    }
+
+    /// How memory stands, for the frame that comes.
+    pub(super) fn look_at_memory(&mut self, frame_bytes: usize) {
+        let (held, most) = (self.memory_bytes(), self.limits.memory_bytes_max);
+        let on_disk = self.limits.spill_bytes < usize::MAX;
+        self.spill.full = self.is_full(frame_bytes);
+        self.spill.pressed = on_disk && (self.spill.full || held > self.limits.spill_bytes);
+        self.spill.scarce = self.spill.full || held + self.elsewhere > most / 4 * 3;
     }
 
     /// Whether a task is on disk.
@@ -194,35 +169,41 @@ impl Board {
         let lane = &mut self.lanes[at as usize];
         let is_read = lane.fetching && lane.runs.len() == 1;
         if let Some(last) = lane.runs.back_mut().filter(|_| !is_read) {
-            if last.records.1 == run.records.1 {
-                last.seqs.1 = run.seqs.1;
-                return;
-            }
-            if last.records.1 + 1 == run.records.0 && last.bytes + run.bytes <= RUN_BYTES {
+            let same = last.records.1 == run.records.1;
+            let fits = last.bytes + run.bytes <= RUN_BYTES && last.left + run.left <= RUN_TASKS;
+            if same || last.records.1 + 1 == run.records.0 && fits {
                 (last.records.1, last.seqs.1) = (run.records.1, run.seqs.1);
-                last.bytes += run.bytes;
+                last.bytes += if same { 0 } else { run.bytes };
+                last.left += run.left;
                 return;
             }
         }
         lane.runs.push_back(run);
         self.spill.runs += 1;
-        if !self.spill.lanes.contains(&at) {
+        if !std::mem::replace(&mut lane.listed, true) {
             self.spill.lanes.push(at);
         }
     }
 
     /// The record handed over last is durable, at a position of the journal.
     pub fn recorded(&mut self, position: u64, bytes: usize) {
-        for Spilled { lane, seqs } in self.commit.handed.drain(..) {
-            self.spill.fresh.push((lane, Run { records: (position, position), seqs, bytes }));
+        for Spilled { lane, seqs, tasks } in self.commit.handed.drain(..) {
+            self.spill.fresh.push((lane, Run { records: (position, position), seqs, bytes, left: tasks }));
         }
     }
 
     /// All of what was handed over is durable, so its tasks may be fetched.
     pub(super) fn release_runs(&mut self) {
-        for (lane, run) in std::mem::take(&mut self.spill.fresh) {
-            self.add_run(lane, run);
-        }
+        let durable_below = self.durable_below();
+        let mut fresh = std::mem::take(&mut self.spill.fresh);
+        self.spill.early.retain(|(lane, seq)| {
+            let has = |(l, run): &&mut (u32, Run)| l == lane && (run.seqs.0..=run.seqs.1).contains(seq);
+            if let Some((_, run)) = fresh.iter_mut().find(has) {
+                run.left -= 1;
+            }
+            *seq >= durable_below
+        });
+        fresh.into_iter().filter(|(_, run)| run.left > 0).for_each(|(lane, run)| self.add_run(lane, run));
     }
 
     /// What should be read from the journal now; [`Board::fetched`] is expected for each.
@@ -230,32 +211,38 @@ impl Board {
         if self.spill.lanes.is_empty() {
             return None;
         }
-        let (pressed, full) = (self.memory_bytes() > self.limits.spill_bytes, self.is_full(0));
-        let mut n = 0;
-        while let Some(at) = self.spill.lanes.get(n).copied() {
+        let (full, beyond) = (self.is_full(0), !self.is_within_bounds());
+        let pressed = full || self.memory_bytes() > self.limits.spill_bytes;
+        if full && (self.spill.fetching > 0 || beyond && self.queues.iter().any(|q| q.running > 0)) {
+            return None; // what workers hold will make room
+        }
+        let mut looks = self.spill.lanes.len();
+        while looks > 0 && !self.spill.lanes.is_empty() {
+            looks -= 1;
+            let turn = self.spill.turn % self.spill.lanes.len();
+            let at = self.spill.lanes[turn];
             let lane = &mut self.lanes[at as usize];
-            let needed = match lane.tasks.len {
-                // What its workers hold will make room.
-                0 if full => lane.in_line > 0 && self.queues[lane.queue as usize].running == 0,
-                0 => !pressed || lane.in_line > 0,
-                waiting => !pressed && waiting < self.limits.lane_tasks_min,
-            };
-            if lane.fetching || !needed {
-                n += 1;
-                continue;
-            }
-            while let Some(run) = lane.runs.front()
-                && !self.spill.index.has_any(at, run.seqs.0..=run.seqs.1)
-            {
-                lane.runs.pop_front(); // all cancelled
+            while !lane.fetching && lane.runs.pop_front_if(|run| run.left == 0).is_some() {
                 self.spill.runs -= 1;
             }
-            let Some(run) = lane.runs.front() else {
-                self.spill.lanes.swap_remove(n);
+            if lane.runs.is_empty() {
+                (lane.runs, lane.listed) = (VecDeque::new(), false);
+                self.spill.lanes.swap_remove(turn);
                 continue;
+            }
+            self.spill.turn = turn + 1;
+            let queue = &self.queues[lane.queue as usize];
+            let needed = match lane.tasks.len {
+                0 if full => lane.in_line > 0 && queue.running == 0,
+                0 => !pressed || queue.consumers > 0,
+                waiting => !pressed && waiting < self.limits.lane_tasks_min,
             };
-            lane.fetching = true;
-            return Some(Want { lane: at, first: run.records.0, last: run.records.1 });
+            if needed && !lane.fetching {
+                lane.fetching = true;
+                self.spill.fetching += 1;
+                let (first, last) = lane.runs[0].records;
+                return Some(Want { lane: at, first, last });
+            }
         }
         None
     }
@@ -269,43 +256,53 @@ impl Board {
         want: Want,
         records: impl Iterator<Item = &'a [u8]>,
     ) -> Result<(), SpillError> {
-        let mut room = self.room_to_fetch();
+        let (before, mut room) = (self.memory_bytes(), self.room_to_fetch());
+        let most = before.saturating_add(room).saturating_add(FETCH_SLACK);
+        let mut tasks = FETCH_TASKS_MAX;
         let lane = &mut self.lanes[want.lane as usize];
         lane.fetching = false;
+        self.spill.fetching -= 1;
         let queue = lane.queue;
-        let Some(run) = lane.runs.front().copied() else { return Ok(()) };
         for record in records {
             ops::read(record, |_, decision| match decision {
-                Decision::Submit { spilled: true, seq, ext, payload, .. } if room > 0 => {
-                    room -= self.fetch(want.lane, seq, ext, payload)? as isize;
+                Decision::Submit { spilled: true, seq, ext, payload, .. } if room > 0 && tasks > 0 => {
+                    let bytes = self.fetch(want.lane, seq, ext, payload)?;
+                    if bytes > 0 {
+                        tasks -= 1;
+                        room = if self.memory_bytes() > most { 0 } else { room.saturating_sub(bytes) };
+                    }
                     Some(())
                 }
                 _ => Some(()),
             })?;
         }
         self.mark_dirty(queue);
-        if room > 0 && self.spill.index.has_any(want.lane, run.seqs.0..=run.seqs.1) {
+        let left = self.lanes[want.lane as usize].runs.front().is_some_and(|run| run.left > 0);
+        if left && room > 0 && tasks > 0 {
             return Err(SpillError::Lost { first: want.first, last: want.last });
         }
         Ok(()) // a run of which nothing is left goes before the next is wanted
     }
 
-    /// How much a fetch may bring in before it stops, bytes: all of it while there is plenty.
-    fn room_to_fetch(&self) -> isize {
+    /// How much a fetch may bring in before it stops, bytes.
+    fn room_to_fetch(&self) -> usize {
         let held = self.memory_bytes();
-        if held <= self.limits.spill_bytes {
-            return isize::MAX;
-        }
         let free = self.limits.memory_bytes_max.saturating_sub(held + self.elsewhere);
-        (free / FETCH_SHARE).max(FETCH_BYTES_MIN) as isize
+        match self.limits.spill_bytes.checked_sub(held) {
+            Some(_) if free > FETCH_SLACK * FETCH_SHARE => free,
+            _ => (free / FETCH_SHARE).max(FETCH_BYTES_MIN),
+        }
     }
 
     /// Whether tasks may go to disk: their index takes memory, too.
     pub(super) fn may_spill(&self) -> bool {
-        self.limits.spill_bytes < usize::MAX && {
-            let most = self.limits.memory_bytes_max;
-            self.memory_bytes() + self.elsewhere <= most.saturating_add(most / BEYOND_SHARE)
-        }
+        self.limits.spill_bytes < usize::MAX && self.is_within_bounds()
+    }
+
+    /// Whether not more is held than the memory for tasks and the little beyond it.
+    fn is_within_bounds(&self) -> bool {
+        let most = self.limits.memory_bytes_max;
+        self.memory_bytes() + self.elsewhere <= most.saturating_add(most / BEYOND_SHARE)
     }
 
     /// A task that was on disk is in memory, unless it was taken away before. Gives what it takes, bytes.
@@ -350,6 +347,12 @@ impl Board {
         let l = &mut self.lanes[lane as usize];
         l.spilled -= 1;
         self.queues[l.queue as usize].waiting -= 1;
+        // Runs are in the order of their tasks.
+        let at = l.runs.partition_point(|run| run.seqs.1 < seq);
+        match l.runs.get_mut(at).filter(|run| run.seqs.0 <= seq) {
+            Some(run) => run.left -= 1,
+            None => self.spill.early.push((lane, seq)),
+        }
         let waited = self.waits.has(seq);
         let record = Record { lane, watcher, waited, state: TaskState::Waiting, ..Record::EMPTY };
         Some(self.table.insert(seq, record))
@@ -359,7 +362,7 @@ impl Board {
     pub(super) fn all_runs(&self) -> Vec<(u32, Run)> {
         let lanes = self.spill.lanes.iter().map(|at| (*at, &self.lanes[*at as usize].runs));
         let runs = lanes.flat_map(|(at, runs)| runs.iter().map(move |run| (at, *run)));
-        runs.filter(|(at, run)| self.spill.index.has_any(*at, run.seqs.0..=run.seqs.1)).collect()
+        runs.filter(|(_, run)| run.left > 0).collect()
     }
 }
 
