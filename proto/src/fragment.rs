@@ -165,6 +165,40 @@ mod tests {
         out
     }
 
+    /// A reader without room for a fragment knows its prefix and a piece: the message is refused by its id, once, and the rest passes.
+    #[test]
+    fn a_fragment_that_does_not_fit_is_refused_with_its_message() {
+        let message = big();
+        let parts = frames(&message, 3, 400);
+        let view = |n: usize| FrameRef::parse(&parts[n]).expect("whole");
+        let mut asm = Assembler::new(4096);
+        assert!(asm.is_idle());
+        // In the middle of a message, whose beginning is here.
+        assert_eq!(asm.push(view(0)), Ok(None));
+        assert_eq!((asm.bytes(), asm.is_idle()), (400, false));
+        assert_eq!(asm.refuse(view(1).prefix, &[]), 77);
+        assert_eq!((asm.bytes(), asm.is_idle()), (0, false));
+        assert_eq!(asm.refuse(view(1).prefix, &[]), 0, "it was told");
+        assert_eq!(asm.push(view(2)), Ok(None), "the rest of it");
+        assert!(asm.is_idle());
+        // At its beginning, with enough of it to know the id, and without.
+        assert_eq!(asm.refuse(view(0).prefix, &message[..20]), 77);
+        assert_eq!(asm.refuse(view(2).prefix, &[]), 0);
+        assert!(asm.is_idle(), "that was its last fragment");
+        assert_eq!(asm.refuse(view(0).prefix, &message[..5]), 0);
+    }
+
+    #[test]
+    fn the_bound_can_be_changed_between_messages() {
+        let message = big();
+        let mut asm = Assembler::new(100);
+        let refused = asm.push(FrameRef::parse(&frames(&message, 1, 2000)[0]).expect("whole"));
+        assert_eq!(refused.expect_err("too long").1.code, Code::MessageTooLarge as u16);
+        asm.set_message_bytes_max(4096);
+        let whole = asm.push(FrameRef::parse(&frames(&message, 1, 2000)[0]).expect("whole"));
+        assert_eq!(whole.expect("fits").as_deref(), Some(&message[..]));
+    }
+
     #[test]
     fn interleaved_messages_come_together() {
         let (a, b) = (big(), big());
