@@ -75,6 +75,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "--workspace",
         "--skip-clean",
         "--no-fail-fast",
+        // A binary of tests that takes longer is killed, without a word: the integration tests do.
+        "--timeout",
+        "1800",
         "--out",
         "Json",
     ];
