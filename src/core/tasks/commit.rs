@@ -138,11 +138,11 @@ impl Board {
     /// All that was handed over is durable, and [`Board::recorded`] was told where. Follow it with [`Board::pump`].
     pub fn committed(&mut self) {
         self.commit.busy = false;
-        self.release_runs();
         if std::mem::take(&mut self.commit.unannounced) {
             (0..self.queues.len() as u32).for_each(|queue| self.mark_dirty(queue));
         }
         self.commit.durable_seq = self.commit.sealed_seq;
+        self.release_runs();
         while let Some(at) = self.commit.in_flight.pop() {
             let lane = &mut self.lanes[at as usize];
             let list = std::mem::take(&mut lane.in_flight);

@@ -244,8 +244,13 @@ impl Board {
         self.elsewhere = bytes;
     }
 
+    /// What is taken of the memory for tasks, bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.memory_bytes() + self.elsewhere
+    }
+
     /// Whether `more` bytes find no room.
     pub(crate) fn is_full(&self, more: usize) -> bool {
-        self.memory_bytes() + self.elsewhere + more > self.limits.memory_bytes_max
+        self.held_bytes() + more > self.limits.memory_bytes_max
     }
 }

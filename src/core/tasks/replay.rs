@@ -162,24 +162,13 @@ impl Replay {
                 }
             }
             Decision::Bury { seq, attempt, failed, error } => {
-                if let Some(slot) = self.board.detach(seq) {
-                    let r = &mut self.board.table[slot];
-                    (r.attempt, r.failed) = (attempt, failed);
-                    let error = if planted::is("error_lost") { "" } else { error };
-                    self.board.lay_down(slot, error, &mut Nobody);
-                }
+                let error = if planted::is("error_lost") { "" } else { error };
+                self.board.is_dead(seq, (attempt, failed), error);
             }
             Decision::Retry { seq, attempt, failed, due, error } => {
-                if let Some(slot) = self.board.detach(seq) {
-                    let r = &mut self.board.table[slot];
-                    r.attempt = attempt;
-                    r.failed = if planted::is("forget_failures") { 0 } else { failed };
-                    let due = due.filter(|_| !planted::is("retry_at_once"));
-                    if !error.is_empty() {
-                        self.board.keep_error(slot, error);
-                    }
-                    self.board.place(slot, due, End::Back);
-                }
+                let failed = if planted::is("forget_failures") { 0 } else { failed };
+                let due = due.filter(|_| !planted::is("retry_at_once"));
+                self.board.comes_back(seq, (attempt, failed), due, error);
             }
         }
         Some(())
@@ -249,17 +238,9 @@ impl Board {
         let due = (w.state == TaskState::Scheduled).then_some(w.time);
         if self.table.find(w.seq).is_some() {
             // It was on disk and came back to its queue; the snapshot or an earlier record has it in memory already.
-            let Some(slot) = self.detach(w.seq) else { return Some(()) };
-            let r = &mut self.table[slot];
-            (r.attempt, r.failed, r.fetched) = (w.attempt, w.failed, w.fetched);
             match w.state {
-                TaskState::Dead => self.lay_down(slot, w.error, &mut Nobody),
-                _ => {
-                    if !w.error.is_empty() {
-                        self.keep_error(slot, w.error);
-                    }
-                    self.place(slot, due, End::Back);
-                }
+                TaskState::Dead => self.is_dead(w.seq, (w.attempt, w.failed), w.error),
+                _ => self.comes_back(w.seq, (w.attempt, w.failed), due, w.error),
             }
             return Some(());
         }
@@ -299,6 +280,23 @@ impl Board {
             _ => return None,
         }
         Some(())
+    }
+
+    /// An attempt ended, and the task goes back to its queue. Nothing if it has its outcome already.
+    fn comes_back(&mut self, seq: u64, (attempt, failed): (u32, u16), due: Option<Tick>, error: &str) {
+        let Some(slot) = self.detach(seq) else { return };
+        (self.table[slot].attempt, self.table[slot].failed) = (attempt, failed);
+        if !error.is_empty() {
+            self.keep_error(slot, error);
+        }
+        self.place(slot, due, End::Back);
+    }
+
+    /// The last attempt ended.
+    fn is_dead(&mut self, seq: u64, (attempt, failed): (u32, u16), error: &str) {
+        let Some(slot) = self.detach(seq) else { return };
+        (self.table[slot].attempt, self.table[slot].failed) = (attempt, failed);
+        self.lay_down(slot, error, &mut Nobody);
     }
 
     fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {

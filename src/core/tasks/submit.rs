@@ -92,7 +92,7 @@ impl Board {
     }
 
     pub(super) fn memory_full(&self) -> WireError {
-        let held = self.memory_bytes() + self.elsewhere;
+        let held = self.held_bytes();
         let text = format!("tasks hold {held} of {} bytes", self.limits.memory_bytes_max);
         WireError::new(Code::MemoryFull, text).retry_after(RETRY_MEMORY_MS)
     }

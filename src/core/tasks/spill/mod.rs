@@ -129,11 +129,10 @@ impl Board {
 
     /// How memory stands, for the frame that comes.
     pub(super) fn look_at_memory(&mut self, frame_bytes: usize) {
-        let (held, most) = (self.memory_bytes(), self.limits.memory_bytes_max);
         let on_disk = self.limits.spill_bytes < usize::MAX;
         self.spill.full = self.is_full(frame_bytes);
-        self.spill.pressed = on_disk && (self.spill.full || held > self.limits.spill_bytes);
-        self.spill.scarce = self.spill.full || held + self.elsewhere > most / 4 * 3;
+        self.spill.pressed = on_disk && (self.spill.full || self.memory_bytes() > self.limits.spill_bytes);
+        self.spill.scarce = self.spill.full || self.held_bytes() > self.limits.memory_bytes_max / 4 * 3;
     }
 
     /// Whether a task is on disk.
@@ -286,12 +285,9 @@ impl Board {
 
     /// How much a fetch may bring in before it stops, bytes.
     fn room_to_fetch(&self) -> usize {
-        let held = self.memory_bytes();
-        let free = self.limits.memory_bytes_max.saturating_sub(held + self.elsewhere);
-        match self.limits.spill_bytes.checked_sub(held) {
-            Some(_) if free > FETCH_SLACK * FETCH_SHARE => free,
-            _ => (free / FETCH_SHARE).max(FETCH_BYTES_MIN),
-        }
+        let free = self.limits.memory_bytes_max.saturating_sub(self.held_bytes());
+        let is_plenty = free > FETCH_SLACK * FETCH_SHARE && self.memory_bytes() <= self.limits.spill_bytes;
+        if is_plenty { free } else { (free / FETCH_SHARE).max(FETCH_BYTES_MIN) }
     }
 
     /// Whether tasks may go to disk: their index takes memory, too.
@@ -302,7 +298,7 @@ impl Board {
     /// Whether not more is held than the memory for tasks and the little beyond it.
     fn is_within_bounds(&self) -> bool {
         let most = self.limits.memory_bytes_max;
-        self.memory_bytes() + self.elsewhere <= most.saturating_add(most / BEYOND_SHARE)
+        self.held_bytes() <= most.saturating_add(most / BEYOND_SHARE)
     }
 
     /// A task that was on disk is in memory, unless it was taken away before. Gives what it takes, bytes.
@@ -319,12 +315,11 @@ impl Board {
             self.table.remove(slot);
             return Some(0);
         }
-        let waited = self.waits.has(seq);
         let r = &mut self.table[slot];
         if planted::is("spilled_watcher_lost") {
             r.watcher = SessionId(0);
         }
-        *r = Record { blob, ext_len, attempts_max, waited, fetched: true, ..*r };
+        *r = Record { blob, ext_len, attempts_max, fetched: true, ..*r };
         let lane = &mut self.lanes[lane as usize];
         self.queues[lane.queue as usize].waiting += 1;
         lane.tasks.push_back(&mut self.table, slot);
