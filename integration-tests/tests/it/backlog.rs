@@ -1,13 +1,11 @@
 //! Tasks that wait on disk: more than memory should hold.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::process::Command;
 
 use hive_proto::items::Assign;
 use hive_proto::{Op, TaskId, TaskState};
 
-use crate::harness::{Client, Server, binary, eventually, items, outcome};
+use crate::harness::{Client, Server, eventually, items};
 
 /// Tasks go to disk at once, into small segments, and snapshots come soon.
 const ON_DISK: &str = "limits.message_bytes_max = 65536\nlimits.frame_bytes_max = 65536\nfaults = true\n\
@@ -55,15 +53,6 @@ fn on_disk(server: &Server, queue: &str) -> u64 {
     server.queue(queue).map_or(0, |q| q["on_disk"].as_u64().expect("a number"))
 }
 
-/// Segments of the journal, the oldest first.
-fn segments(server: &Server) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(server.journal()).expect("the journal");
-    let mut paths: Vec<_> = entries.map(|f| f.expect("an entry").path()).collect();
-    paths.retain(|p| p.extension().is_some_and(|e| e == "seg"));
-    paths.sort();
-    paths
-}
-
 #[test]
 fn a_backlog_on_disk_survives_and_is_given_out_in_order() {
     let server = Server::with(ON_DISK);
@@ -92,9 +81,9 @@ fn a_backlog_on_disk_survives_and_is_given_out_in_order() {
     server.queue_has("q", "completed", 5999);
     assert_eq!(on_disk(&server, "q"), 0);
     // Once the last two snapshots do not need the old segments any more, they go.
-    let old = segments(&server)[0].clone();
+    let old = server.journal_files(".seg")[0].clone();
     (0..3).for_each(|_| keep_busy(&server));
-    assert!(!old.exists() && segments(&server).len() <= 8, "{:?}", segments(&server));
+    assert!(!old.exists() && server.journal_files(".seg").len() <= 8, "{:?}", server.journal_files(".seg"));
 }
 
 /// Segments with tasks that wait in them stay, whatever snapshots cover; a backup has them, too.
@@ -103,27 +92,22 @@ fn what_waits_on_disk_is_not_trimmed_away() {
     let server = Server::with(ON_DISK);
     let mut client = server.client();
     submit(&mut client, "idle", 0..500);
-    let first = segments(&server)[0].clone();
+    let first = server.journal_files(".seg")[0].clone();
     for _ in 0..3 {
         keep_busy(&server);
     }
-    assert!(first.exists() && segments(&server).len() <= 9, "{:?}", segments(&server));
+    assert!(first.exists() && server.journal_files(".seg").len() <= 9, "{:?}", server.journal_files(".seg"));
     let server = server.killed_and_started_again();
     keep_busy(&server);
     keep_busy(&server);
-    assert!(first.exists() && segments(&server).len() <= 9, "{:?}", segments(&server));
+    assert!(first.exists() && server.journal_files(".seg").len() <= 9, "{:?}", server.journal_files(".seg"));
     let places = tempfile::tempdir().expect("temporary folder");
     let path = |name: &str| places.path().join(name).to_string_lossy().into_owned();
-    let hive = |args: &[&str]| {
-        let mut command = Command::new(binary());
-        let (http, token) = (server.http.to_string(), server.token.clone());
-        outcome(command.args(args).env("HIVE_HTTP", http).env("HIVE_TOKEN", token))
-    };
-    let backup = hive(&["backup", &path("backup")]);
+    let backup = server.hive(&["backup", &path("backup")]);
     assert_eq!(backup.0, Some(0), "{}", backup.1);
-    let restored = hive(&["restore", &path("backup"), &path("data")]);
+    let restored = server.hive(&["restore", &path("backup"), &path("data")]);
     assert_eq!(restored.0, Some(0), "{}", restored.1);
-    let verified = hive(&["journal", "verify", &path("data/journal")]);
+    let verified = server.hive(&["journal", "verify", &path("data/journal")]);
     assert_eq!(verified.0, Some(0), "{}", verified.1);
     let other = Server::with(&format!("{ON_DISK}\ndata_dir = {:?}", path("data")));
     for server in [server, other] {
@@ -155,7 +139,7 @@ fn a_damaged_record_stops_the_server() {
     let mut server = Server::with(ON_DISK);
     let mut client = server.client();
     submit(&mut client, "q", 0..1000);
-    let segment = segments(&server)[1].clone();
+    let segment = server.journal_files(".seg")[1].clone();
     let file = std::fs::File::options().write(true).open(&segment).expect("a segment");
     file.write_all_at(b"damaged", 100_000).expect("written");
     let consumer = client.work("q", 1000);

@@ -253,7 +253,7 @@ fn snapshots_are_taken_and_the_journal_is_trimmed() {
             assert_eq!(worker.complete(&tasks).accepted, 50);
             assert_eq!(client.results_of(&ids).len(), 50);
         }
-        let (segments, snapshots) = files(&server);
+        let [segments, snapshots] = [".seg", ".snap"].map(|end| server.journal_files(end).len());
         assert!(snapshots >= 1 && segments <= 8, "{segments} segments, {snapshots} snapshots");
         server = server.killed_and_started_again();
         server.queue_has("idle", "waiting", waiting.len() as u64);
@@ -267,16 +267,6 @@ fn snapshots_are_taken_and_the_journal_is_trimmed() {
     let expected =
         (0..3).flat_map(|round| (0..60).step_by(10).map(move |n| format!("{round} {n}").into_bytes()));
     assert!(payloads.into_iter().eq(waiting.into_iter().zip(expected)));
-}
-
-/// Segments and snapshots of the journal.
-fn files(server: &Server) -> (usize, usize) {
-    let names: Vec<String> = std::fs::read_dir(server.journal())
-        .expect("the journal")
-        .map(|f| f.expect("an entry").file_name().to_string_lossy().into_owned())
-        .collect();
-    let count = |end: &str| names.iter().filter(|n| n.ends_with(end)).count();
-    (count(".seg"), count(".snap"))
 }
 
 /// A copy is made while tasks come and go, snapshots are taken and segments removed. It has all that was acknowledged before.
@@ -303,7 +293,7 @@ fn a_backup_of_a_busy_server_can_be_restored() {
         let made: Vec<_> = (0..5)
             .map(|n| {
                 std::thread::sleep(Duration::from_millis(50));
-                outcome(hive(&server).args(["backup", &path(&format!("backup-{n}"))]))
+                server.hive(&["backup", &path(&format!("backup-{n}"))])
             })
             .collect();
         stop.store(true, Ordering::Relaxed);
@@ -311,11 +301,11 @@ fn a_backup_of_a_busy_server_can_be_restored() {
     });
     assert!(made.iter().all(|(code, _)| *code == Some(0)), "{made:?}");
     // Not into a folder that has something in it, and not from one that is damaged.
-    let (code, text) = outcome(hive(&server).args(["backup", &path("backup-4")]));
+    let (code, text) = server.hive(&["backup", &path("backup-4")]);
     assert!(code == Some(1) && text.contains("is not empty"), "{code:?} {text}");
-    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-4"), &path("data")]));
+    let (code, text) = server.hive(&["restore", &path("backup-4"), &path("data")]);
     assert_eq!(code, Some(0), "{text}");
-    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-3"), &path("data")]));
+    let (code, text) = server.hive(&["restore", &path("backup-3"), &path("data")]);
     assert!(code == Some(1) && text.contains("is not empty"), "{code:?} {text}");
     let copy = places.path().join("backup-3/journal");
     let damaged = std::fs::read_dir(&copy).expect("a copy").map(|f| f.expect("an entry").path());
@@ -325,7 +315,7 @@ fn a_backup_of_a_busy_server_can_be_restored() {
         bytes[middle] ^= 1;
         std::fs::write(&p, bytes).expect("writable");
     });
-    let (code, text) = outcome(hive(&server).args(["restore", &path("backup-3"), &path("other")]));
+    let (code, text) = server.hive(&["restore", &path("backup-3"), &path("other")]);
     assert!(code == Some(1) && text.contains("is not good"), "{code:?} {text}");
     let restored = Server::with(&format!("data_dir = {:?}", path("data")));
     assert!(restored.client().query(&kept).iter().all(|t| t.state == TaskState::Waiting));
@@ -335,12 +325,6 @@ fn a_backup_of_a_busy_server_can_be_restored() {
 }
 
 /// A command that finds the server.
-fn hive(server: &Server) -> Command {
-    let mut command = Command::new(binary());
-    command.env("HIVE_HTTP", server.http.to_string()).env("HIVE_TOKEN", &server.token);
-    command
-}
-
 /// Works off `n` tasks of 256 bytes in batches, and leaves `waiting` in another queue.
 fn fill(server: &Server, n: usize, waiting: usize) {
     let (mut client, mut worker) = (server.client(), server.client());
@@ -417,10 +401,7 @@ fn nobody_waits_for_a_snapshot() {
                 client.results(500);
             }
         });
-        let is_written = || {
-            let names = std::fs::read_dir(server.journal()).expect("the journal").flatten();
-            names.into_iter().any(|f| f.file_name().to_string_lossy().ends_with(".snap.new"))
-        };
+        let is_written = || !server.journal_files(".snap.new").is_empty();
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(60) {
             let (before, sent) = (is_written(), Instant::now());

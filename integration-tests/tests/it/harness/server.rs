@@ -195,6 +195,21 @@ impl Server {
         kib * 1024
     }
 
+    /// Files of the journal with an ending, the oldest first.
+    pub(crate) fn journal_files(&self, end: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.journal()).expect("the journal").flatten();
+        let mut paths: Vec<_> = entries.map(|f| f.path()).collect();
+        paths.retain(|p| p.to_string_lossy().ends_with(end));
+        paths.sort();
+        paths
+    }
+
+    /// Runs `hive` for this server: its exit code, and what it said.
+    pub(crate) fn hive(&self, args: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(binary());
+        outcome(command.args(args).env("HIVE_HTTP", self.http.to_string()).env("HIVE_TOKEN", &self.token))
+    }
+
     /// Where the journal is.
     pub(crate) fn journal(&self) -> PathBuf {
         self.folder.path().join("data/journal")
