@@ -81,28 +81,38 @@ impl Peer {
 /// What an actor answers to a frame that it refuses takes about this much, bytes. A frame may be 16 bytes.
 const ANSWER_BYTES: usize = 200;
 
-/// Frames on their way to an actor and through it, counted until their answers are queued.
+/// Frames on their way to an actor and through it, and then what is answered, counted until that is queued.
 #[derive(Debug)]
 pub struct InFlight {
     /// Who sent them.
     pub peer: Arc<Peer>,
     directory: Arc<Directory>,
-    weight: usize,
+    frame_bytes: usize,
+    answer_bytes: usize,
 }
 
 impl InFlight {
     /// Counts `frames` frames of `bytes` bytes.
     pub fn new(directory: &Arc<Directory>, peer: &Arc<Peer>, frames: usize, bytes: usize) -> Self {
-        let weight = bytes + frames * ANSWER_BYTES;
+        let answer_bytes = frames * ANSWER_BYTES;
         peer.in_flight.fetch_add(1, Ordering::SeqCst);
-        directory.in_flight_bytes.fetch_add(weight, Ordering::Relaxed);
-        Self { peer: peer.clone(), directory: directory.clone(), weight }
+        directory.in_flight_bytes.fetch_add(bytes + answer_bytes, Ordering::Relaxed);
+        Self { peer: peer.clone(), directory: directory.clone(), frame_bytes: bytes, answer_bytes }
+    }
+
+    /// The frames are gone; the answers may be held back for long, and others are read from meanwhile.
+    pub fn is_decided(&mut self) {
+        self.directory.in_flight_bytes.fetch_sub(std::mem::take(&mut self.frame_bytes), Ordering::Relaxed);
+        if self.peer.awaited.load(Ordering::SeqCst) {
+            self.peer.outbox.wake();
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.directory.in_flight_bytes.fetch_sub(self.weight, Ordering::Relaxed);
+        let bytes = self.frame_bytes + self.answer_bytes;
+        self.directory.in_flight_bytes.fetch_sub(bytes, Ordering::Relaxed);
         if self.peer.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.peer.awaited.load(Ordering::SeqCst)
         {
             self.peer.awaited.store(false, Ordering::SeqCst);

@@ -68,8 +68,10 @@ impl Sinks {
         std::mem::take(&mut self.has_held)
     }
 
-    /// A sender whose answers are among those that are held back; `sealed` if they have been sealed since.
-    pub(super) fn unanswered(&mut self, from: InFlight, sealed: bool) {
+    /// A sender whose answers are among those that are held back; `sealed` if they have been sealed since. What it sent
+    /// counts from here on as a part of what is gathered for the journal.
+    pub(super) fn unanswered(&mut self, mut from: InFlight, sealed: bool) {
+        from.is_decided();
         let held = if sealed { &mut self.in_flight } else { &mut self.gathering };
         held.unanswered.push(from);
     }

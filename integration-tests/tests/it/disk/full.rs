@@ -176,6 +176,31 @@ fn questions_that_were_held_back() {
     told.is_kept_by(&server.killed_and_started_again());
 }
 
+/// Results that wait for space do not take the memory that others, and their own senders, are read into.
+#[test]
+fn who_waits_for_space_is_read_from() {
+    let server = Server::with(&format!("{WITH_FAST}[limits]\nmemory_bytes_max = 67108864\n"));
+    let (mut client, mut worker) = (server.client(), server.client());
+    let (mut told, first) = (Told::default(), payloads(2));
+    told.accept(&client.submit("q", &first), &first);
+    let consumer = worker.work("q", 2);
+    let running = worker.gather(consumer, 2);
+    let Some(strace) = Strace::attach(&server, &[NO_SPACE]) else { return };
+    let result = vec![b'r'; 700_000];
+    let first = worker.ask_complete(running[0].lease, &result);
+    not_ready(&server, "the disk of the journal is full");
+    let second = worker.ask_complete(running[1].lease, &result);
+    worker.echo();
+    memory_queues_go_on(&mut worker);
+    memory_queues_go_on(&mut client);
+    drop(strace);
+    for (id, task) in [first, second].into_iter().zip(&running) {
+        assert_eq!(worker.settled(id).expect("in the end").accepted, 1);
+        told.completed.push(task.lease.task);
+    }
+    told.is_kept_by(&server.killed_and_started_again());
+}
+
 /// Clients that write as fast as they can when the disk becomes full: all of them are answered.
 #[test]
 fn a_full_disk_under_load() {
