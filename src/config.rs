@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct Config {
     pub allow_plaintext_network: bool,
     /// Threads that serve connections; 0 stands for half of the cores, at least one.
     pub shards: usize,
+    /// How long a thread that was given one thing alone looks for the next before it sleeps, microseconds; 0 stands for not at
+    /// all. It saves waking a core, where that turns out to happen, and is not done where threads outnumber cores.
+    pub busy_poll_us: u32,
     /// Fault injection over HTTP, for tests.
     pub faults: bool,
     /// Started with `--dev`.
@@ -175,6 +179,7 @@ impl Default for Config {
             token: String::new(),
             allow_plaintext_network: false,
             shards: 0,
+            busy_poll_us: 150,
             faults: false,
             dev: false,
             limits: Limits::default(),
@@ -372,6 +377,9 @@ impl Config {
         if self.shards > 64 {
             return value("shards", "at most 64");
         }
+        if self.busy_poll_us > 1000 {
+            return value("busy_poll_us", "at most 1000: it is for what comes at once");
+        }
         for p in self.queue_policies().iter().map(|(_, p)| p).chain([&self.default_policy()]) {
             if p.lease_ms < 10 || p.attempts_max == 0 || p.attempts_max > 1000 {
                 return value("queues", "lease_ms must be at least 10, attempts_max 1 to 1000");
@@ -422,10 +430,24 @@ impl Config {
     /// Threads that serve connections.
     pub fn shard_count(&self) -> usize {
         match self.shards {
-            0 => (std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / 2).clamp(1, 64),
+            0 => (cores() / 2).clamp(1, 64),
             n => n,
         }
     }
+
+    /// How long threads poll; `None` where they do not.
+    pub fn busy_poll(&self) -> Option<Duration> {
+        let threads = match self.shard_count() {
+            1 => 1,
+            shards => shards + 1, // the dispatcher's
+        };
+        (self.busy_poll_us > 0 && threads <= cores()).then(|| Duration::from_micros(self.busy_poll_us.into()))
+    }
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {

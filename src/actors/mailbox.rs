@@ -17,7 +17,7 @@ use super::directory::InFlight;
 use super::journaler::Journaled;
 use crate::core::time::Tick;
 use crate::planted;
-use hive_proto::SessionId;
+use hive_proto::{FrameRef, SessionId};
 
 /// Batches that may wait for one actor.
 const BATCHES_MAX: usize = 4096;
@@ -48,6 +48,13 @@ pub struct Batch {
     pub read_at: Tick,
     /// Copies of subscriptions for the other hub shards: not answered.
     pub quiet: bool,
+}
+
+impl Batch {
+    /// Whether there is but one frame.
+    pub fn is_one_frame(&self) -> bool {
+        FrameRef::parse(&self.chunk).is_some_and(|f| f.bytes() == self.chunk.len())
+    }
 }
 
 #[derive(Debug, Default)]

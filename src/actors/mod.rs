@@ -6,6 +6,7 @@
 //!  (edge::tcp)  ──Batch──▶ Inlet ──▶ HubShard   (core::hub)    ──frames──▶ Outbox ──▶ session task
 //! ```
 
+pub mod busy;
 pub mod directory;
 pub mod dispatcher;
 pub mod fetcher;

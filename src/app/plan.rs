@@ -17,7 +17,7 @@ use crate::actors::journaler::{self, Desk, Health};
 use crate::actors::mailbox::Inlet;
 use crate::actors::outbox::OutboxLimits;
 use crate::actors::supervise::{Roster, Supervised};
-use crate::actors::{dispatcher, fetcher, hub, sessions, snapshotter};
+use crate::actors::{busy, dispatcher, fetcher, hub, sessions, snapshotter};
 use crate::config::Config;
 use crate::core::hub::HubLimits;
 use crate::core::tasks;
@@ -216,8 +216,12 @@ impl Plan {
         setup: dispatcher::Setup,
     ) -> Supervised<dispatcher::Dispatcher> {
         let roster = self.roster.clone();
-        on(&arbiter.handle(), move || Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup)))
-            .await
+        let poll = self.config.busy_poll();
+        on(&arbiter.handle(), move || {
+            poll.into_iter().for_each(|window| busy::start(window, clock::now));
+            Supervised::start("dispatcher-0", &roster, dispatcher::factory(setup))
+        })
+        .await
     }
 
     pub(super) async fn start_shard(&self, number: usize, arbiter: &ArbiterHandle) -> ShardActors {
@@ -241,8 +245,9 @@ impl Plan {
         let (directory, dispatcher, hubs) =
             (self.directory.clone(), self.dispatcher_inlet.clone(), self.hub_inlets.clone());
         let (terms, draining, roster) = (self.terms.clone(), self.draining.clone(), self.roster.clone());
-        let journal = self.health.clone();
+        let (journal, poll) = (self.health.clone(), self.config.busy_poll());
         on(arbiter, move || {
+            poll.into_iter().for_each(|window| busy::start(window, clock::now));
             let (heartbeat_ms, dead_ms) = (terms.heartbeat_ms, terms.dead_ms);
             let shard = Rc::new(Shard {
                 number: number as u16,

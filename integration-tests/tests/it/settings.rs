@@ -1,6 +1,6 @@
 //! `hive start` with what it cannot use: exit code and text.
 
-use crate::harness::{command, free_port, outcome};
+use crate::harness::{Server, command, free_port, outcome, payloads};
 
 /// Starts with a configuration file; exit code 78 and the text are expected.
 fn refused(config: &str, names: &[&str]) {
@@ -66,4 +66,22 @@ fn data_directory_not_writable() {
         assert_eq!(code, Some(78), "{text}");
         assert!(text.contains(&dir) && text.contains("cannot be written"), "{text}");
     }
+}
+
+/// Looking for what comes next ends when nothing comes.
+#[test]
+fn an_idle_server_does_not_poll() {
+    refused("busy_poll_us = 1001\n", &["busy_poll_us", "at most 1000"]);
+    let server = Server::with("busy_poll_us = 1000\n");
+    let mut client = server.client();
+    let consumer = client.work("q", 1);
+    for _ in 0..300 {
+        client.submit("q", &payloads(1));
+        let task = client.one(consumer);
+        assert_eq!(client.complete_with(task.lease, b"done").accepted, 1);
+    }
+    let before = server.cpu_ticks();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let idle = server.cpu_ticks() - before;
+    assert!(idle < 30, "{idle} of 100 ticks of CPU while nothing was to do");
 }

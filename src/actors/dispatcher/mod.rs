@@ -19,6 +19,7 @@ use bytes::Bytes;
 use hive_proto::Frames;
 
 use super::Clock;
+use super::busy;
 use super::directory::Peer;
 use super::journaler::{Desk, Journaled, Order};
 use super::mailbox::{Batch, Input};
@@ -191,6 +192,11 @@ impl Dispatcher {
         let now = (self.clock)();
         assert!(!std::mem::take(&mut self.fault), "injected fault");
         self.board.set_elsewhere(self.legacy.borrow().setup.directory.pool.subscriptions());
+        if let [Input::Frames(batch)] = &self.inputs[..]
+            && batch.is_one_frame()
+        {
+            busy::alone(batch.read_at);
+        }
         let tasks_before = decided(&self.board.counters());
         for at in 0..self.inputs.len() {
             match &mut self.inputs[at] {

@@ -14,6 +14,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::arriving::Partial;
 use super::session::Session;
+use crate::actors::busy;
 use crate::actors::directory::InFlight;
 use crate::actors::mailbox::{Batch, Inlet};
 use crate::core::time::Tick;
@@ -24,6 +25,9 @@ const READ_BYTES: usize = 256 * 1024;
 const READ_BYTES_MIN: usize = 512;
 /// A ping may carry this much, bytes.
 const PING_BYTES_MAX: usize = 64;
+
+const REQUEST: u8 = Op::Request as u8;
+const REPLY: u8 = Op::Reply as u8;
 
 /// Who handles a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,6 +211,9 @@ impl Session {
     ) {
         if matches!(class, Class::Hub(_) | Class::Agents) {
             self.peer.requests.store(true, Ordering::Relaxed);
+        }
+        if frames == 1 && (class == Class::Dispatcher || matches!(chunk[5], REQUEST | REPLY)) {
+            busy::alone(now);
         }
         match class {
             Class::Local => self.local(cx, now, &chunk),

@@ -195,6 +195,14 @@ impl Server {
         kib * 1024
     }
 
+    /// CPU time of the process, in ticks of 10 ms.
+    pub(crate) fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("running");
+        // utime and stime, proc_pid_stat(5); the name before them may contain blanks.
+        let fields = stat.rsplit(") ").next().expect("a name").split(' ').skip(11);
+        fields.take(2).map(|f| f.parse::<u64>().expect("a number")).sum()
+    }
+
     /// Files of the journal with an ending, the oldest first.
     pub(crate) fn journal_files(&self, end: &str) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.journal()).expect("the journal").flatten();
