@@ -107,6 +107,9 @@ pub struct Journal {
     pub snapshot_bytes: u64,
     /// Memory that tasks hold, from which on further tasks wait in the journal alone, bytes; 0 for half of what tasks may hold.
     pub spill_bytes: u64,
+    /// Journal that is kept for results alone, beyond those in memory, bytes; 0 for none. It goes after `result_ms`, or when the disk is
+    /// full.
+    pub results_bytes: u64,
 }
 
 /// Heartbeats and login.
@@ -228,7 +231,12 @@ impl Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { segment_bytes: 64 * 1024 * 1024, snapshot_bytes: 128 * 1024 * 1024, spill_bytes: 0 }
+        Self {
+            segment_bytes: 64 * 1024 * 1024,
+            snapshot_bytes: 128 * 1024 * 1024,
+            spill_bytes: 0,
+            results_bytes: 4 * 1024 * 1024 * 1024,
+        }
     }
 }
 

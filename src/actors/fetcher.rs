@@ -1,5 +1,5 @@
-//! The fetcher: reads records back from the journal, for the tasks in them that are not in memory. On a thread of its own,
-//! because a disk blocks.
+//! The fetcher: reads records back from the journal, for the tasks and results in them that are not in memory. On a thread of its
+//! own, because a disk blocks.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,15 +13,24 @@ use super::journal::{Position, ReadError, Reader};
 use super::journaler::{Health, Journaled};
 use super::mailbox::Inlet;
 use super::supervise::{DeathGuard, Fault};
-use crate::core::tasks::Want;
+use crate::core::tasks::{Found, Lookup, Want};
 
-/// Records that are asked for; the answer is [`Journaled::Fetched`].
-#[derive(Debug, Clone, Copy)]
+/// What is asked for.
+#[derive(Debug, Clone)]
 pub struct Fetch {
     /// Incarnation of the dispatcher that asks.
     pub incarnation: u32,
-    /// Which.
-    pub want: Want,
+    /// What it asks.
+    pub what: What,
+}
+
+/// See [`Fetch`].
+#[derive(Debug, Clone)]
+pub enum What {
+    /// Records with tasks; the answer is [`Journaled::Fetched`].
+    Tasks(Want),
+    /// Outcomes of tasks, with results of so many bytes at most; the answer is [`Journaled::Found`].
+    Outcomes(Arc<Lookup>, usize),
 }
 
 /// What is asked for and not answered yet. Survives the panic of either side.
@@ -35,7 +44,7 @@ impl Requests {
     }
 
     fn first(&self) -> Option<Fetch> {
-        self.0.lock().front().copied()
+        self.0.lock().front().cloned()
     }
 
     fn first_is_done(&self) {
@@ -71,10 +80,9 @@ pub fn factory<R: Reader + Unpin>(
 impl<R: Reader + Unpin> Fetcher<R> {
     fn answer_all(&mut self, ctx: &mut Context<Self>) {
         while let Some(fetch) = self.requests.first() {
-            let news = match catch_unwind(AssertUnwindSafe(|| self.read(fetch.want))) {
-                Ok(Ok(records)) => Journaled::Fetched(fetch, records),
-                Ok(Err(e)) => {
-                    let text = format!("tasks that wait on disk cannot be read: {e}");
+            let news = match catch_unwind(AssertUnwindSafe(|| self.answer(&fetch))) {
+                Ok(Ok(news)) => news,
+                Ok(Err(text)) => {
                     self.health.fail(&text);
                     Journaled::Failed(text)
                 }
@@ -88,8 +96,42 @@ impl<R: Reader + Unpin> Fetcher<R> {
         }
     }
 
-    fn read(&mut self, want: Want) -> Result<Vec<Bytes>, ReadError> {
+    fn answer(&mut self, fetch: &Fetch) -> Result<Journaled, String> {
         assert!(!std::mem::take(&mut self.fault), "injected fault");
+        match &fetch.what {
+            What::Tasks(want) => {
+                let failed = |e| format!("tasks that wait on disk cannot be read: {e}");
+                let records = self.read(*want).map_err(failed)?;
+                Ok(Journaled::Fetched(fetch.incarnation, *want, records))
+            }
+            What::Outcomes(lookup, bytes_max) => {
+                let failed = |e| format!("results on disk cannot be read: {e}");
+                let found = self.look_up(lookup, *bytes_max).map_err(failed)?;
+                Ok(Journaled::Found(fetch.incarnation, lookup.clone(), found))
+            }
+        }
+    }
+
+    /// What the records have that is asked for. More than `bytes_max` cannot be told anyway.
+    fn look_up(&mut self, lookup: &Lookup, bytes_max: usize) -> Result<Found, String> {
+        let mut found = Found::default();
+        for at in &lookup.records {
+            match self.reader.get(Position(*at)) {
+                Ok(record) => lookup
+                    .read(&record.body, &mut found)
+                    .map_err(|e| format!("record {}: {e}", record.position))?,
+                // Results go when the journal is trimmed.
+                Err(ReadError::Gone(_)) => {}
+                Err(e) => return Err(e.to_string()),
+            }
+            if found.bytes > bytes_max {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn read(&mut self, want: Want) -> Result<Vec<Bytes>, ReadError> {
         let mut records = Vec::new();
         for at in want.first..=want.last {
             match self.reader.get(Position(at)) {

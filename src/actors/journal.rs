@@ -65,6 +65,20 @@ pub struct Segment {
     pub sealed: bool,
 }
 
+/// The position from which on no record is missing, as segments go from the oldest to the latest.
+pub fn whole_from(segments: &[Segment]) -> Position {
+    let latest = segments.last().map_or(Position::NONE, |s| s.first);
+    segments
+        .iter()
+        .rev()
+        .skip(1)
+        .fold((latest, true), |(from, whole), s| {
+            let whole = whole && s.last.next() == from;
+            (if whole { s.first } else { from }, whole)
+        })
+        .0
+}
+
 /// Where stored bytes are not what was written, and what can be done.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{place}, offset {offset}: {what}; {advice}")]

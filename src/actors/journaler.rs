@@ -21,11 +21,11 @@ use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Condvar, Mutex};
 
-use super::fetcher::Fetch;
-use super::journal::{AppendError, Position, Resolved, Segment, Writer};
+use super::journal::{AppendError, Position, Resolved, Segment, Writer, whole_from};
 use super::mailbox::Inlet;
 use super::snapshotter::Needs;
 use super::supervise::{DeathGuard, Fault};
+use crate::core::tasks::{Found, Lookup, Want};
 use crate::planted;
 
 /// How long the journaler waits before it tries again what may go well later.
@@ -55,8 +55,12 @@ pub enum Journaled {
     Failed(String),
     /// A snapshot of so many bytes was written; `None` if it was not.
     Snapshot(Option<u64>),
-    /// Records that were asked for.
-    Fetched(Fetch, Vec<Bytes>),
+    /// Records with tasks, which an incarnation of the dispatcher asked for.
+    Fetched(u32, Want, Vec<Bytes>),
+    /// What was found of a question of an incarnation of the dispatcher.
+    Found(u32, Arc<Lookup>, Found),
+    /// Records before this position are gone, but for those of which the snapshots have need.
+    Trimmed(Position),
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +166,10 @@ struct Legacy<W> {
     /// It is unknown whether the last try landed.
     in_doubt: bool,
     low_space: bool,
+    /// What may be kept for results alone, bytes.
+    results_bytes: u64,
+    /// What may go, as of the last snapshot.
+    trim: Option<Trim>,
 }
 
 /// How the journal fares, for `/readyz` and the status.
@@ -218,9 +226,20 @@ pub fn factory<W: Writer + Unpin + 'static>(
     desk: Desk,
     inlet: Inlet,
     health: Health,
+    results_bytes: u64,
 ) -> impl FnMut(u32, DeathGuard) -> Journaler<W> {
     health.0.0.lock().position = writer.last().0;
-    let legacy = Legacy { writer, desk, inlet, health, in_hand: None, in_doubt: false, low_space: false };
+    let legacy = Legacy {
+        writer,
+        desk,
+        inlet,
+        health,
+        in_hand: None,
+        in_doubt: false,
+        low_space: false,
+        results_bytes,
+        trim: None,
+    };
     let legacy = Rc::new(RefCell::new(legacy));
     move |_, guard| Journaler { legacy: legacy.clone(), guard, fault: false }
 }
@@ -323,7 +342,30 @@ impl<W: Writer + Unpin> Legacy<W> {
                 false => tracing::warn!("there is space for the journal again"),
             }
             self.inlet.journaled(Journaled::LowSpace(low));
+            if low {
+                self.trim(0); // tasks need it more than results
+            }
         }
+    }
+
+    /// Removes what may go, except the latest `results_bytes` of what is worth keeping for results.
+    fn trim(&mut self, results_bytes: u64) {
+        let Some(Trim { before, spare, results_from }) = &self.trim else { return };
+        let needed = |s: &Segment| spare.iter().any(|(first, last)| *first <= s.last.0 && s.first.0 <= *last);
+        let covered = |s: &&Segment| s.sealed && s.last <= *before && !needed(s);
+        let (segments, mut bytes, mut goes) = (self.writer.segments(), 0, Vec::new());
+        for segment in segments.iter().rev().filter(covered) {
+            bytes += segment.bytes;
+            if segment.last.0 < *results_from || bytes > results_bytes {
+                goes.push(segment.first);
+            }
+        }
+        for first in goes.into_iter().rev() {
+            if let Err(e) = self.writer.remove(first) {
+                tracing::warn!(error = %e, "a segment that nobody needs stays");
+            }
+        }
+        self.inlet.journaled(Journaled::Trimmed(whole_from(&self.writer.segments())));
     }
 
     /// Looks whether space has come back. Not while a record waits for it: that one needs it more than the reserve.
@@ -403,20 +445,18 @@ pub struct Trim {
     pub before: Position,
     /// Records before it that are needed all the same, as ranges of positions.
     pub spare: Needs,
+    /// Records from this position on are worth keeping for the results in them.
+    pub results_from: u64,
 }
 
 impl<W: Writer + Unpin + 'static> Handler<Trim> for Journaler<W> {
     type Result = ();
 
-    fn handle(&mut self, Trim { before, spare }: Trim, _: &mut Self::Context) {
-        let writer = &mut self.legacy.borrow_mut().writer;
-        let needed = |s: &Segment| spare.iter().any(|(first, last)| *first <= s.last.0 && s.first.0 <= *last);
-        let covered = |s: &&Segment| s.sealed && s.last <= before && !needed(s);
-        for segment in writer.segments().iter().filter(covered) {
-            if let Err(e) = writer.remove(segment.first) {
-                tracing::warn!(error = %e, "a segment that nobody needs stays");
-            }
-        }
+    fn handle(&mut self, trim: Trim, _: &mut Self::Context) {
+        let mut legacy = self.legacy.borrow_mut();
+        legacy.trim = Some(trim);
+        let bytes = if legacy.low_space { 0 } else { legacy.results_bytes };
+        legacy.trim(bytes);
     }
 }
 
@@ -462,6 +502,8 @@ mod tests {
                 in_hand: None,
                 in_doubt: false,
                 low_space: false,
+                results_bytes: 0,
+                trim: None,
             };
             journal.set_faults(Faults {
                 not_sent: 200,
@@ -506,6 +548,8 @@ mod tests {
             in_hand: Some((Order { incarnation: 0, body: vec![1], ops: 1 }, before)),
             in_doubt: false,
             low_space: false,
+            results_bytes: 0,
+            trim: None,
         };
         journal.set_faults(Faults { full: 1000, ..Faults::default() });
         assert_eq!(legacy.write(), Next::Again);

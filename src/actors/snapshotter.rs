@@ -33,10 +33,11 @@ pub enum FeedError {
 }
 
 impl Feed {
-    /// A snapshot as of a position, what it needs of the records before, and where to fill it.
-    pub fn new(at: Position, needs: Needs) -> (Self, Take) {
+    /// A snapshot as of a position, what it needs of the records before, from where on records are worth keeping for the results in
+    /// them, and where to fill it.
+    pub fn new(at: Position, needs: Needs, results_from: u64) -> (Self, Take) {
         let (tx, rx) = sync_channel(PIECES);
-        (Self(tx), Take { at, needs, pieces: rx })
+        (Self(tx), Take { at, needs, results_from, pieces: rx })
     }
 
     /// Adds a piece, unless enough of them wait.
@@ -71,6 +72,7 @@ impl Feed {
 pub struct Take {
     at: Position,
     needs: Needs,
+    results_from: u64,
     pieces: Receiver<Option<Vec<u8>>>,
 }
 
@@ -133,7 +135,7 @@ impl<S: Snapshots> Snapshotter<S> {
             && needs.len() == kept.len()
         {
             let spare = needs.values().flat_map(|needs| needs.iter().copied()).collect();
-            (self.remove)(Trim { before, spare });
+            (self.remove)(Trim { before, spare, results_from: take.results_from });
         }
         Ok(bytes)
     }

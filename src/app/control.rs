@@ -218,7 +218,7 @@ impl Server {
             let dispatcher = d.filter(|_| n == 0).map(|d| {
                 json!({
                     "epoch": d.epoch, "batches": d.batches, "tasks": d.counters.submitted, "missed": d.missed,
-                    "decision_ns": d.decision_ns, "queued_ns": d.queued_ns, "memory_bytes": d.memory_bytes,
+                    "decision_ns": d.decision_ns, "queued_ns": d.queued_ns, "memory_bytes": d.memory_bytes, "results_on_disk": d.results_on_disk,
                 })
             });
             let hub = h.map(|h| {

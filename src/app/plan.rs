@@ -94,6 +94,7 @@ impl Plan {
             limits: tasks::Limits {
                 memory_bytes_max: shares.tasks,
                 results_bytes_max: l.results_bytes_max,
+                archive_bytes_max: if self.config.journal.results_bytes > 0 { shares.tasks / 4 } else { 0 },
                 result_ms: self.config.result_ms,
                 queues_max: l.queues_max,
                 queues_auto_create: l.queues_auto_create,
@@ -205,8 +206,9 @@ impl Plan {
         let writer = self.writer.take()?;
         let (desk, inlet, health) = (self.desk.clone(), self.dispatcher_inlet.clone(), self.health.clone());
         let roster = self.roster.clone();
-        let start =
-            move || Supervised::start("journaler", &roster, journaler::factory(writer, desk, inlet, health));
+        let results_bytes = self.config.journal.results_bytes;
+        let factory = move || journaler::factory(writer, desk, inlet, health, results_bytes);
+        let start = move || Supervised::start("journaler", &roster, factory());
         Some(on(&arbiter.handle(), start).await)
     }
 

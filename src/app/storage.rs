@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::actors::dispatcher::{Recover, Setup};
-use crate::actors::journal::{Failed, Journal, OpenError, Position, Reader, Snapshots};
+use crate::actors::journal::{Failed, Journal, OpenError, Position, Reader, Snapshots, Writer, whole_from};
 use crate::actors::snapshotter::Needs;
 use crate::core::tasks::{Board, Replay};
 use crate::edge::clock;
@@ -157,7 +157,8 @@ pub(super) fn open(dir: &Path, setup: &Setup, options: Options, epoch: u32) -> R
     clock::begin_after(replay.time());
     let (writer, _) = journal.fence(epoch, "local").map_err(|e| wrong(&e))?;
     let first_seq = setup.first_seq.max(clock::sequence_at(replay.time()));
-    let board = replay.finish(epoch, first_seq);
+    let mut board = replay.finish(epoch, first_seq);
+    board.results_gone(whole_from(&writer.segments()).0);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
     let reader = journal.reader();
     Ok(Storage { writer, recover, reader, snapshot, board, epoch, bytes: recovered.bytes })

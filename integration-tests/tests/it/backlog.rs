@@ -1,16 +1,16 @@
-//! Tasks that wait on disk: more than memory should hold.
+//! What is on disk because memory should not hold it: tasks that wait, and results.
 
 use std::os::unix::fs::FileExt as _;
 
 use hive_proto::items::Assign;
 use hive_proto::{Op, TaskId, TaskState};
 
-use crate::harness::{Client, Server, eventually, items};
+use crate::harness::{Client, Disk, Server, TaskOptions, eventually, items};
 
 /// Tasks go to disk at once, into small segments, and snapshots come soon.
 const ON_DISK: &str = "limits.message_bytes_max = 65536\nlimits.frame_bytes_max = 65536\nfaults = true\n\
     limits.results_bytes_max = 200000\njournal.segment_bytes = 262144\njournal.snapshot_bytes = 300000\n\
-    journal.spill_bytes = 1";
+    journal.spill_bytes = 1\njournal.results_bytes = 0";
 
 fn payload(n: usize) -> Vec<u8> {
     format!("{n:0>500}").into_bytes()
@@ -46,7 +46,7 @@ fn keep_busy(server: &Server) {
 }
 
 fn states(client: &mut Client, ids: &[TaskId]) -> Vec<TaskState> {
-    ids.chunks(1000).flat_map(|ids| client.query(ids)).map(|t| t.state).collect()
+    ids.chunks(100).flat_map(|ids| client.query(ids)).map(|t| t.state).collect()
 }
 
 fn on_disk(server: &Server, queue: &str) -> u64 {
@@ -152,4 +152,132 @@ fn a_damaged_record_stops_the_server() {
     let log = server.log();
     assert!(log.contains("tasks that wait on disk cannot be read"), "{log}");
     assert!(log.contains(&*segment.to_string_lossy()) && log.contains("checksum"), "{log}");
+}
+
+/// Few results fit into memory; the rest stays in the journal, of which so much is kept.
+fn results_on_disk(results_bytes: u64) -> String {
+    let few = ON_DISK.replace("results_bytes_max = 200000", "results_bytes_max = 20000");
+    few.replace("journal.results_bytes = 0", &format!("journal.results_bytes = {results_bytes}"))
+}
+
+fn result(task: TaskId) -> Vec<u8> {
+    format!("{:0>300}", task.0).into_bytes()
+}
+
+/// Has tasks done, each with a result of its own.
+fn finish(server: &Server, count: usize) -> Vec<TaskId> {
+    let (mut client, mut worker) = (server.client(), server.client());
+    let consumer = worker.work("done", 100);
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        ids.extend(client.submit("done", &vec![vec![7; 100]; 50]));
+        for task in worker.gather(consumer, 50) {
+            worker.ask_complete(task.lease, &result(task.lease.task));
+        }
+        worker.echo();
+    }
+    server.queue_has("done", "completed", count as u64);
+    client.query(&ids[count - 1..]);
+    ids
+}
+
+/// Asserts that all of these results can be had.
+fn has_results(client: &mut Client, ids: &[TaskId]) {
+    for ids in ids.chunks(100) {
+        let seen = client.query(ids);
+        for (id, seen) in ids.iter().zip(&seen) {
+            assert_eq!((seen.task, seen.state), (*id, TaskState::Completed));
+            assert!(seen.payload == result(*id), "{id} has another result");
+        }
+    }
+}
+
+fn archived(server: &Server) -> u64 {
+    server.status()["shards"][0]["dispatcher"]["results_on_disk"].as_u64().expect("a number")
+}
+
+#[test]
+fn results_beyond_memory_are_read_from_disk_also_by_the_next_process() {
+    let server = Server::with(&results_on_disk(1 << 30));
+    let ids = finish(&server, 5000);
+    assert!(archived(&server) > 4500, "{}", server.status());
+    let mut client = server.client();
+    has_results(&mut client, &ids);
+    // Everybody who asks is answered, whatever happens meanwhile.
+    let asked = client.ask_wait(false, 1000, &ids[..50]);
+    assert_eq!(client.tasks(asked).len(), 50);
+    server.panic("fetcher");
+    has_results(&mut client, &ids[..200]);
+    assert_eq!(server.restarts("fetcher"), 1);
+    server.panic("dispatcher");
+    let _ = client.try_query(&ids[..100]);
+    eventually("a new dispatcher", || client.try_query(&ids[..1]).is_ok().then_some(()));
+    has_results(&mut client, &ids);
+    let segments = server.journal_files(".seg").len();
+    assert!(segments > 6, "{segments} segments");
+    let server = server.killed_and_started_again();
+    assert!(archived(&server) > 4500, "{}", server.status());
+    let mut client = server.client();
+    has_results(&mut client, &ids);
+    let states: Vec<_> = states(&mut client, &ids);
+    assert!(states.iter().all(|s| *s == TaskState::Completed));
+    // The answer is refused when it has more than a message may have, and the session goes on.
+    let e = client.try_query(&ids[..1000]).expect_err("300 KB");
+    assert_eq!(e.code(), Some(hive_proto::Code::MessageTooLarge), "{e:?}");
+    has_results(&mut client, &ids[4000..]);
+}
+
+#[test]
+fn the_journal_that_is_kept_for_results_is_bounded() {
+    let most = 3_000_000;
+    let server = Server::with(&results_on_disk(most));
+    let ids = finish(&server, 12_000);
+    let bytes = || -> u64 {
+        let files = server.journal_files(".seg");
+        files.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum()
+    };
+    // Beside them there is what two snapshots stand for, and what is being written. All that was written is 6 MB.
+    eventually("the journal is trimmed", || (bytes() <= most + 1_500_000).then_some(()));
+    let mut client = server.client();
+    // The oldest go first, but for single ones that stand in a file that is needed for something else.
+    let gone = |client: &mut Client| {
+        let states = states(client, &ids);
+        assert_eq!(states[0], TaskState::Unknown);
+        states.iter().rposition(|s| *s == TaskState::Unknown).map_or(0, |at| at + 1)
+    };
+    let before = gone(&mut client);
+    assert!(before > 1000 && before < 11_000, "{before} are gone");
+    let server = server.killed_and_started_again();
+    let after = gone(&mut server.client());
+    assert!(after >= before && after < 11_000, "{after} are gone, and {before} were");
+    has_results(&mut server.client(), &ids[after..]);
+}
+
+/// Results go before new tasks are refused for long: a disk that they have filled is free again by itself.
+#[test]
+fn results_make_room_on_a_full_disk() {
+    // No snapshot comes that would trim the journal.
+    let config = results_on_disk(1 << 30).replace("snapshot_bytes = 300000", "snapshot_bytes = 12000000");
+    let Some(server) = Server::on_disk(&config, |path| Disk::tmpfs(path, 40)) else { return };
+    let (mut client, mut worker) = (server.client(), server.client());
+    let consumer = worker.work("q", 20);
+    let (mut refused, mut last) = (0, Vec::new());
+    // Twice as much as there is room for.
+    for _ in 0..80 {
+        last = eventually("tasks are taken", || {
+            match client.try_submit("q", &vec![vec![7]; 20], &TaskOptions::default()) {
+                Ok(accepted) => Some(accepted.tasks),
+                Err(e) => {
+                    assert_eq!(e.code(), Some(hive_proto::Code::DiskFull), "{e:?}");
+                    refused += 1;
+                    None
+                }
+            }
+        });
+        for task in worker.gather(consumer, 20) {
+            assert_eq!(worker.complete_with(task.lease, &[b'r'; 50_000]).accepted, 1);
+        }
+    }
+    assert!(refused > 0, "the disk was never full");
+    assert_eq!(client.query(&last[..1])[0].payload.len(), 50_000);
 }

@@ -13,6 +13,7 @@ use super::snapshots::TakeSnapshot;
 use crate::actors::Clock;
 use crate::actors::directory::{Directory, Peer};
 use crate::actors::fetcher::Fetch;
+use crate::actors::journal::Position;
 use crate::actors::journaler::{Desk, Health, Journaled};
 use crate::actors::mailbox::Inlet;
 use crate::core::tasks::{Board, Identity, Limits, Policy, Replay};
@@ -108,6 +109,8 @@ pub(super) struct Legacy {
     pub(super) next_seq: u64,
     /// What the journal takes, so that a new board does not take what the old one refused.
     pub(super) journal: JournalState,
+    /// Records before this one are gone.
+    pub(super) results_from: Position,
     /// Open consumers, so that a new board knows the workers of the old one.
     pub(super) consumers: HashMap<SessionId, (Arc<Peer>, HashMap<u32, Work>)>,
 }
@@ -123,8 +126,8 @@ pub(super) enum Change {
 
 impl Legacy {
     pub(super) fn new(setup: Setup) -> Self {
-        let (journal, consumers) = Default::default();
-        Self { next_seq: setup.first_seq, setup, journal, consumers }
+        let (journal, results_from, consumers) = Default::default();
+        Self { next_seq: setup.first_seq, setup, journal, results_from, consumers }
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -173,7 +176,8 @@ impl Legacy {
         if let Err(e) = journal.recover.replay(&mut replay) {
             panic!("the journal cannot be read: {e}");
         }
-        let board = replay.finish(epoch, self.next_seq);
+        let mut board = replay.finish(epoch, self.next_seq);
+        board.results_gone(self.results_from.0);
         self.next_seq = board.next_seq();
         board
     }

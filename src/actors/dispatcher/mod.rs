@@ -106,7 +106,8 @@ impl Dispatcher {
             .journal
             .as_ref()
             .map(|j| Snapshots::new(j.take_snapshot.clone(), j.snapshot_bytes, j.bytes_since_snapshot));
-        let fetches = Fetches::new(l.setup.journal.as_ref().map(|j| j.fetch.clone()));
+        let fetches =
+            Fetches::new(l.setup.journal.as_ref().map(|j| j.fetch.clone()), l.setup.directory.clone());
         let journal = l.journal.clone();
         let (clock, desk) = (l.setup.clock, l.setup.journal.as_ref().map(|j| j.desk.clone()));
         drop(l);
@@ -316,8 +317,17 @@ impl Dispatcher {
                 }
                 self.open();
             }
-            Journaled::Fetched(fetch, _) if fetch.incarnation != self.incarnation => {}
-            Journaled::Fetched(fetch, records) => self.fetched(fetch.want, &records),
+            Journaled::Fetched(incarnation, ..) | Journaled::Found(incarnation, ..)
+                if incarnation != self.incarnation => {}
+            Journaled::Fetched(_, want, records) => self.fetched(want, &records),
+            Journaled::Found(_, lookup, found) => {
+                self.board.looked_up(&lookup, &found, &mut self.out);
+                self.fetches.looked_up(self.incarnation);
+            }
+            Journaled::Trimmed(first) => {
+                self.board.results_gone(first.0);
+                self.legacy.borrow_mut().results_from = first;
+            }
             Journaled::Snapshot(bytes) => {
                 if let Some(s) = &mut self.snapshots {
                     s.written(bytes);
@@ -334,6 +344,10 @@ impl Dispatcher {
             Journaled::Failed(why) => {
                 self.journal.failed = Some(why.clone());
                 self.out.refuse_held(&failed().maybe_done(), &failed().maybe_done());
+                for (session, request) in self.board.end_lookups() {
+                    TaskSink::error(&mut self.out.now, session, request, failed());
+                }
+                self.fetches.end_lookups();
                 let mut legacy = self.legacy.borrow_mut();
                 legacy.journal.failed = Some(why);
                 legacy.setup.inlet.shut(false);
@@ -420,6 +434,8 @@ pub struct View {
     pub missed: u64,
     /// The journal does not have all that was decided.
     pub uncommitted: bool,
+    /// Results that only the journal has.
+    pub results_on_disk: usize,
 }
 
 impl Handler<GetView> for Dispatcher {
@@ -436,6 +452,7 @@ impl Handler<GetView> for Dispatcher {
             memory_bytes: self.board.memory_bytes(),
             missed: self.out.lost(),
             uncommitted: self.board.is_uncommitted(),
+            results_on_disk: self.board.archived_len(),
         }
     }
 }

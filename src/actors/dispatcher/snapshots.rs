@@ -55,7 +55,7 @@ impl Snapshots {
         }
         if !self.writing && self.since >= self.bytes_min.max(2 * self.last_bytes) {
             let snapshot = board.begin_snapshot();
-            let (feed, take) = Feed::new(at, snapshot.needs().into());
+            let (feed, take) = Feed::new(at, snapshot.needs().into(), board.results_from());
             if (self.take)(take) {
                 self.running = Some(Running { snapshot, feed, piece: None, commits_left: None });
                 self.writing = true;

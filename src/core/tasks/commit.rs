@@ -34,6 +34,8 @@ pub(super) struct Commit {
     records: VecDeque<Sealed>,
     /// What the one handed over last has that is not in memory.
     pub(super) handed: Vec<Spilled>,
+    /// Tasks of which it has the outcome.
+    pub(super) finished: Vec<u64>,
     /// Tasks from here on are gathered.
     sealed_seq: u64,
     /// Tasks from here on are not durable.
@@ -42,7 +44,7 @@ pub(super) struct Commit {
 
 impl Commit {
     pub(super) fn new(first_seq: u64) -> Self {
-        let (gathering, in_flight, records, handed) = Default::default();
+        let (gathering, in_flight, records, handed, finished) = Default::default();
         let (busy, unannounced) = (false, false);
         Self {
             gathering,
@@ -51,6 +53,7 @@ impl Commit {
             unannounced,
             records,
             handed,
+            finished,
             sealed_seq: first_seq,
             durable_seq: first_seq,
         }
@@ -102,8 +105,8 @@ impl Board {
 
     /// The next record, once the one before is durable.
     pub fn next_record(&mut self) -> Option<(Vec<u8>, u32)> {
-        let Sealed { body, ops, spilled } = self.commit.records.pop_front()?;
-        self.commit.handed = spilled;
+        let Sealed { body, ops, spilled, finished } = self.commit.records.pop_front()?;
+        (self.commit.handed, self.commit.finished) = (spilled, finished);
         Some((body, ops))
     }
 

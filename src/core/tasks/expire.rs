@@ -76,7 +76,10 @@ impl Board {
         let lease = self.timers.leases.peek().map(|Reverse((at, ..))| *at);
         let scheduled = self.timers.scheduled.peek().map(|Reverse((at, ..))| *at);
         let result = (self.done.len > 0).then(|| self.table[self.done.head].deadline);
-        [lease, scheduled, result, self.waits.next_deadline()].into_iter().flatten().min()
+        [lease, scheduled, result, self.waits.next_deadline(), self.archive.next_deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due, of results that may go a bounded part: the rest stays due. Follow it with [`Board::pump`].

@@ -14,8 +14,9 @@
 //! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
 //! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
 //! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts),
-//! `replay` and `snapshot`, `spill` (what waits on disk).
+//! `replay` and `snapshot`, `spill` (what waits on disk), `archive` (outcomes on disk).
 
+mod archive;
 pub(crate) mod arena;
 mod assign;
 mod commit;
@@ -40,6 +41,7 @@ use hashbrown::HashMap;
 use hive_proto::items::{Assign, Progressed, Refused, Revoked, Task};
 use hive_proto::{SessionId, TaskId, WireError, ids::Durability};
 
+pub use archive::{Found, Lookup};
 pub use ops::BadRecord;
 pub use queue::Policy;
 pub use replay::Replay;
@@ -62,6 +64,8 @@ pub struct Limits {
     pub memory_bytes_max: usize,
     /// Results kept, bytes (each counts 64 more); the oldest go first.
     pub results_bytes_max: usize,
+    /// Memory in which it is noted where in the journal further results are, bytes; 0 for none.
+    pub archive_bytes_max: usize,
     /// How long results are kept, milliseconds.
     pub result_ms: u64,
     /// Queues.
@@ -165,6 +169,7 @@ pub struct Board {
     ops: ops::Ops,
     commit: commit::Commit,
     spill: spill::Spill,
+    archive: archive::Archive,
     draining: bool,
     timers: Timers,
     /// Completed and cancelled tasks, the oldest first.
@@ -212,6 +217,7 @@ impl Board {
             ops: ops::Ops::new(record_bytes),
             commit: commit::Commit::new(identity.first_seq),
             spill: spill::Spill::default(),
+            archive: archive::Archive::default(),
             draining: false,
             timers: Timers::default(),
             done: List::default(),
@@ -236,7 +242,7 @@ impl Board {
     pub fn memory_bytes(&self) -> usize {
         let arenas = self.payloads.bytes() + self.delayed.bytes() + self.results.bytes() + self.dead.bytes();
         let names = self.error_bytes + self.lane_bytes + self.consumer_bytes;
-        arenas + self.table.bytes() + self.timers.bytes() + self.spill.bytes() + names
+        arenas + self.table.bytes() + self.timers.bytes() + self.spill.bytes() + self.archive.bytes() + names
     }
 
     /// Others have taken so much of the memory that tasks may fill, bytes.

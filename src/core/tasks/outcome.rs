@@ -88,6 +88,7 @@ impl Board {
             ext_len: r.ext_len,
             fetched: true,
             bytes: self.payloads.get(r.blob),
+            record: 0,
         });
     }
 
@@ -176,14 +177,16 @@ impl Board {
     pub(crate) fn keep(&mut self, slot: Slot, state: TaskState, blob: Blob, until: Tick) {
         let r = &mut self.table[slot];
         (r.state, r.blob, r.deadline) = (state, blob, until);
+        r.owner = self.archive.replayed; // from here on it names the record that has the outcome
         self.done.push_back(&mut self.table, slot);
         self.done_bytes += blob.len() + RESULT_OVERHEAD;
     }
 
-    /// Forgets outcomes that find no room.
+    /// Forgets outcomes that find no room, or leaves them to the journal.
     #[inline]
     pub(crate) fn forget_surplus(&mut self) {
-        while self.done_bytes > self.limits.results_bytes_max {
+        while self.done_bytes > self.limits.results_bytes_max && !self.is_to_be_recorded() {
+            self.archive(self.done.head);
             self.forget_oldest();
         }
     }
@@ -238,6 +241,7 @@ impl Board {
             }
             self.forget_oldest();
         }
+        self.archive.forget_due(now);
     }
 
     /// Forgets the outcome that is kept longest.

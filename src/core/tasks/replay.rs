@@ -32,6 +32,7 @@ impl Replay {
     /// is of epoch `watchers_from` or later: of this very process.
     pub fn new(mut board: Board, watchers_from: u32) -> Self {
         board.set_durable_below(u64::MAX);
+        board.archive.replaying = true;
         let (lanes, needs) = Default::default();
         Self { board, lanes, epoch: 0, current: 0, time: Tick::ZERO, watchers_from, needs }
     }
@@ -42,6 +43,8 @@ impl Replay {
     /// # Errors
     /// The record is not one of this version.
     pub fn apply(&mut self, record: &[u8], position: u64) -> Result<(), BadRecord> {
+        self.board.archive.last = self.board.archive.last.max(position);
+        self.board.archive.replayed = position as u32;
         ops::read(record, |time, decision| {
             self.time = self.time.max(time);
             self.decide(decision, (position, record.len()))
@@ -77,6 +80,7 @@ impl Replay {
     pub fn finish(self, epoch: u32, first_seq: u64) -> Board {
         let mut board = self.board;
         board.identity.epoch = epoch;
+        (board.archive.replaying, board.archive.replayed) = (false, 0);
         board.table.reopen(first_seq);
         board.set_durable_below(board.next_seq());
         board.sort_done();
@@ -131,6 +135,14 @@ impl Replay {
                 let mask = self.board.unknown_of(page, mask);
                 self.board.add_spilled(lane, watcher, page, mask);
             }
+            Decision::Outcomes { page, .. } if page >= u64::MAX / 64 => return None,
+            Decision::Outcomes { lane, page, mask, until, records } => {
+                let queue = self.board.lanes[*self.lanes.get(&lane)? as usize].queue;
+                let places = (0..64).filter(|n| mask & 1 << n != 0);
+                for (n, record) in places.zip(records.of(mask.count_ones() as usize)) {
+                    self.board.restore_archived(page * 64 + n, queue, until, record);
+                }
+            }
             Decision::Run { lane, run } => self.board.add_run(*self.lanes.get(&lane)?, run),
             Decision::Submit { lane, watcher, seq, due, ext, payload, .. } => {
                 let lane = *self.lanes.get(&lane)?;
@@ -155,12 +167,13 @@ impl Replay {
                 q.completed = q.completed.max(completed);
                 self.board.restore_result(time, seq, attempt, result);
             }
-            Decision::Cancel { seq } => {
-                if let Some(slot) = self.board.detach_any(seq) {
+            Decision::Cancel { seq } => match self.board.detach_any(seq) {
+                Some(slot) => {
                     self.board.free_payload(slot);
                     self.board.finish(time, slot, TaskState::Cancelled, Blob::EMPTY, &mut Nobody);
                 }
-            }
+                None => self.board.is_recorded(seq),
+            },
             Decision::Bury { seq, attempt, failed, error } => {
                 let error = if planted::is("error_lost") { "" } else { error };
                 self.board.is_dead(seq, (attempt, failed), error);
@@ -202,7 +215,7 @@ impl Board {
         ext: &[u8],
         payload: &[u8],
     ) -> Option<()> {
-        if self.table.find(seq).is_some() {
+        if self.table.find(seq).is_some() || self.archive.has(seq) {
             return Some(()); // the snapshot has it
         }
         let attempts_max = self.attempts_max(lane, ext)?;
@@ -215,8 +228,7 @@ impl Board {
     }
 
     fn restore_spilled(&mut self, lane: u32, watcher: SessionId, seq: u64, (at, bytes): (u64, usize)) {
-        // A snapshot may have it, in memory or on disk.
-        if self.table.find(seq).is_none() && self.spill.index.find(seq).is_none() {
+        if self.has_no_place(seq) {
             self.add_spilled(lane, watcher, seq / 64, 1 << (seq % 64));
             self.add_run(lane, Run { records: (at, at), seqs: (seq, seq), bytes, left: 1 });
         }
@@ -224,11 +236,26 @@ impl Board {
 
     /// Those of 64 sequences that have no place yet.
     fn unknown_of(&self, page: u64, mask: u64) -> u64 {
-        let unknown = |n: &u64| {
-            let seq = page * 64 + *n;
-            self.table.find(seq).is_none() && self.spill.index.find(seq).is_none()
-        };
+        let unknown = |n: &u64| self.has_no_place(page * 64 + *n);
         (0..64).filter(|n| mask & 1 << n != 0).filter(unknown).fold(0, |mask, n| mask | 1 << n)
+    }
+
+    /// Whether a task is not known: a snapshot may have it, in memory or on disk.
+    fn has_no_place(&self, seq: u64) -> bool {
+        self.table.find(seq).is_none() && self.spill.index.find(seq).is_none() && !self.archive.has(seq)
+    }
+
+    /// The outcome of a task is in the journal. The snapshot may have it as it was earlier, waiting.
+    fn restore_archived(&mut self, seq: u64, queue: u32, until: Tick, record: u64) {
+        if let Some(slot) = self.detach_any(seq) {
+            self.free_payload(slot);
+            self.drop_error(slot);
+            self.table.remove(slot);
+        }
+        if self.table.find(seq).is_none() {
+            self.archive.add(seq, queue, until, record);
+            self.table.seen(seq);
+        }
     }
 
     fn restore_task(&mut self, lane: u32, watcher: SessionId, w: &Whole<'_>) -> Option<()> {
@@ -236,6 +263,9 @@ impl Board {
             return None;
         }
         let due = (w.state == TaskState::Scheduled).then_some(w.time);
+        if self.archive.has(w.seq) {
+            return Some(());
+        }
         if self.table.find(w.seq).is_some() {
             // It was on disk and came back to its queue; the snapshot or an earlier record has it in memory already.
             match w.state {
@@ -276,6 +306,8 @@ impl Board {
             TaskState::Completed | TaskState::Cancelled => {
                 let blob = self.results.put([w.bytes, &[]]);
                 self.keep(slot, w.state, blob, w.time);
+                self.table[slot].owner = w.record as u32;
+                self.archive.last = self.archive.last.max(w.record);
             }
             _ => return None,
         }
@@ -300,11 +332,20 @@ impl Board {
     }
 
     fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {
-        let Some(slot) = self.detach_any(seq) else { return };
+        let Some(slot) = self.detach_any(seq) else { return self.is_recorded(seq) };
         self.table[slot].attempt = attempt;
         self.free_payload(slot);
         let blob = self.results.put([result, &[]]);
         self.finish(time, slot, TaskState::Completed, blob, &mut Nobody);
+    }
+
+    /// The snapshot has the outcome of a task, and may not know its record, which is replayed now.
+    fn is_recorded(&mut self, seq: u64) {
+        if let Some(slot) = self.table.find(seq)
+            && matches!(self.table[slot].state, TaskState::Completed | TaskState::Cancelled)
+        {
+            self.table[slot].owner = self.archive.replayed;
+        }
     }
 
     /// The same for a task that may be on disk, whose payload is not needed any more.

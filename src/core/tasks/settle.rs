@@ -182,7 +182,7 @@ impl Board {
     fn cancel_one(&mut self, now: Tick, task: TaskId, sink: &mut impl TaskSink) -> Result<(), Code> {
         let in_memory = self.find(task);
         let on_disk = || self.is_spilled(task).then(|| self.unspill(task.seq())).flatten();
-        let slot = in_memory.or_else(on_disk).ok_or(Code::UnknownTask)?;
+        let slot = in_memory.or_else(on_disk).ok_or_else(|| self.why_not_there(task))?;
         let queue = self.queue_of(slot);
         let r = self.table[slot];
         match r.state {
@@ -267,7 +267,7 @@ impl Board {
     /// The running task of a lease, if the lease is valid and the session holds it.
     #[inline]
     fn held(&self, from: SessionId, lease: Lease) -> Result<Slot, Code> {
-        let slot = self.find(lease.task).ok_or(Code::UnknownTask)?;
+        let slot = self.find(lease.task).ok_or_else(|| self.why_not_there(lease.task))?;
         let r = &self.table[slot];
         let same_attempt = r.attempt == lease.attempt || planted::is("stale_attempt");
         let same_epoch = lease.epoch == self.identity.epoch || planted::is("stale_epoch");
@@ -281,6 +281,12 @@ impl Board {
             Some(c) if c.session == from || planted::is("other_session") => Ok(slot),
             _ => Err(Code::NotOwner),
         }
+    }
+
+    /// Why a task is not where it could be settled.
+    #[cold]
+    fn why_not_there(&self, task: TaskId) -> Code {
+        if self.is_archived(task) { Code::AlreadySettled } else { Code::UnknownTask }
     }
 
     #[inline]

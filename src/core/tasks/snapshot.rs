@@ -7,6 +7,7 @@
 use hive_proto::TaskState;
 
 use super::Board;
+use super::archive::Place;
 use super::ops::{Ops, Whole};
 use super::spill::{Bits, Run, ranges};
 use super::table::Slot;
@@ -32,6 +33,8 @@ pub struct Snapshot {
     bits: std::vec::IntoIter<Bits>,
     runs: std::vec::IntoIter<(u32, Run)>,
     needs: Vec<(u64, u64)>,
+    /// The last entry of the archive that was written. They come last: an outcome that leaves the table meanwhile is among them.
+    archived: Option<Place>,
     ops: Ops,
 }
 
@@ -60,6 +63,7 @@ impl Board {
             place: 0,
             begun: false,
             lanes: 0,
+            archived: None,
             ops: Ops::new(self.limits.record_bytes),
         }
     }
@@ -98,6 +102,13 @@ impl Board {
                     looked += 1;
                 }
             }
+        }
+        while s.next == s.pages.len() && s.ops.bytes() < bytes && looked < STEP_TASKS {
+            let Some((place, entry, records)) = self.archive.after(s.archived) else { break };
+            let lane = self.queues[place.1 as usize].lanes[0];
+            s.ops.outcomes(lane, place.0, entry.mask, entry.until, records);
+            s.archived = Some(place);
+            looked += 1;
         }
         // Pages of memory queues add nothing: go on with the next step.
         if s.ops.is_empty() && s.next < s.pages.len() {
@@ -148,6 +159,11 @@ impl Board {
             fetched: r.fetched,
             ext_len: if state.is_final() && state != TaskState::Dead { 0 } else { r.ext_len },
             bytes: arena.get(r.blob),
+            record: if matches!(state, TaskState::Completed | TaskState::Cancelled) {
+                self.record_of(slot)
+            } else {
+                0
+            },
         });
     }
 }

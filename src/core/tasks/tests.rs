@@ -1,5 +1,6 @@
 //! The board, seen from outside (scenarios) and from inside (`check`), alone and against a model.
 
+mod archive;
 mod assign;
 mod check;
 mod commit;
@@ -136,6 +137,7 @@ fn limits() -> Limits {
     Limits {
         memory_bytes_max: 64 << 20,
         results_bytes_max: 1 << 20,
+        archive_bytes_max: 1 << 20,
         result_ms: 60_000,
         queues_max: 4,
         queues_auto_create: true,
@@ -353,6 +355,7 @@ impl Room {
     fn seen(&mut self, task: TaskId) -> Seen {
         let before = std::mem::take(&mut self.log.0);
         self.board.query(CAROL, 9, [task].into_iter(), &mut self.log);
+        self.look_up();
         let Effect::Tasks { to: CAROL, request: 9, mut tasks } = self.answer() else { panic!("no answer") };
         self.log.0 = before;
         tasks.remove(0)

@@ -7,6 +7,7 @@ use hive_proto::error::Code;
 use hive_proto::items::Task;
 use hive_proto::{SessionId, TaskId, TaskState, WireError};
 
+use super::archive::Found;
 use super::table::Slot;
 use super::{Board, TaskSink};
 use crate::core::time::Tick;
@@ -90,17 +91,32 @@ impl Waits {
 }
 
 impl Board {
-    /// Tells where tasks stand.
+    /// Tells where tasks stand, once what only the journal has was read.
     pub fn query(
-        &self,
+        &mut self,
         from: SessionId,
         request: u32,
         ids: impl Iterator<Item = TaskId> + Clone,
         sink: &mut impl TaskSink,
     ) {
+        if !self.ask_archive(from, request, ids.clone(), sink) {
+            self.tell_states(from, request, ids, None, sink);
+        }
+    }
+
+    /// The same with what was read from the journal.
+    pub(super) fn tell_states(
+        &self,
+        from: SessionId,
+        request: u32,
+        ids: impl Iterator<Item = TaskId> + Clone,
+        found: Option<&Found>,
+        sink: &mut impl TaskSink,
+    ) {
         let durable = self.is_uncommitted() && ids.clone().any(|id| self.is_durable_task(id));
         self.hold(durable && !planted::is("query_early"), sink);
-        sink.tasks(from, request, ids.map(|id| self.state_of(id)));
+        let read = |id| found.and_then(|f| f.outcome(id));
+        sink.tasks(from, request, ids.map(|id| read(id).unwrap_or_else(|| self.state_of(id))));
         sink.hold(false);
     }
 
@@ -147,9 +163,10 @@ impl Board {
         self.sessions.entry(from).or_default().waits.insert(handle);
     }
 
-    /// Sessions and request ids of all waits under way.
+    /// Sessions and request ids of all waits and questions under way.
     pub fn open_waits(&self) -> impl Iterator<Item = (SessionId, u32)> + '_ {
-        self.waits.all.iter().flatten().map(|w| (w.session, w.request))
+        let waits = self.waits.all.iter().flatten().map(|w| (w.session, w.request));
+        waits.chain(self.open_lookups())
     }
 
     /// Ends a wait of a session without an answer.

@@ -15,12 +15,14 @@
 //! Bury                               task, attempt, failed, error
 //! Cancel                             task
 //! Count                              lane, results so far
-//! Task     lane, watcher             sequence, state (and 0x80: was on disk), attempt, failed, attempts, time, error, extension length, bytes
+//! Task     lane, watcher             sequence, state (and 0x80: was on disk; 0x40: the last field is there), attempt, failed, attempts, time, error,
+//!                                    extension length, bytes, record of the outcome
 //! Bits     lane, watcher             sequence / 64, which of 64 tasks are on disk
 //! Run      lane, watcher (0)         first and last record, first and last sequence, length of the records, tasks
+//! Outcomes lane, watcher (0)         sequence / 64, which of 64 tasks, until, records of their outcomes: how many, difference to the one before *
 //! ```
 //!
-//! `Count`, `Bits` and `Run` stand in snapshots only; `Task` there, and where a task that was on disk comes back to its queue. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
+//! `Count`, `Bits`, `Run` and `Outcomes` stand in snapshots only; `Task` there, and where a task that was on disk comes back to its queue. Numbers are LEB128; texts and bytes have their length before them. A task is the difference to the task before it in the
 //! group, zigzag: what is settled together was submitted together. Each decision states what became of the task, not a difference, so
 //! that applying one twice does no harm: a snapshot that was taken while tasks moved on needs that.
 
@@ -38,6 +40,8 @@ pub(crate) use write::{Ops, Sealed, Spilled};
 
 /// Beside the state of a task: it was on disk.
 const FETCHED: u8 = 0x80;
+/// Beside the state of a task: the record of its outcome is known.
+const RECORDED: u8 = 0x40;
 
 /// What a group says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,21 +60,26 @@ enum Tag {
     Spilled = 11,
     Bits = 12,
     Run = 13,
+    Outcomes = 14,
 }
 
 impl Tag {
     fn from_u8(tag: u8) -> Option<Self> {
         use Tag::{
-            Bits, Bury, Cancel, Complete, Count, Epoch, Lane, Later, Retry, Run, Spilled, Submit, Task,
+            Bits, Bury, Cancel, Complete, Count, Epoch, Lane, Later, Outcomes, Retry, Run, Spilled, Submit,
+            Task,
         };
-        let all =
-            [Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count, Spilled, Bits, Run];
+        let all = [
+            Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count, Spilled, Bits, Run,
+            Outcomes,
+        ];
         all.get(usize::from(tag).checked_sub(1)?).copied()
     }
 
     /// Whether the group begins with a lane.
     fn has_lane(self) -> bool {
-        matches!(self, Self::Submit | Self::Spilled | Self::Later | Self::Task | Self::Bits | Self::Run)
+        use Tag::{Bits, Later, Outcomes, Run, Spilled, Submit, Task};
+        matches!(self, Submit | Spilled | Later | Task | Bits | Run | Outcomes)
     }
 }
 
@@ -132,6 +141,14 @@ pub(crate) enum Decision<'a> {
         lane: u32,
         run: super::spill::Run,
     },
+    /// Those of 64 tasks of the queue of a lane whose outcomes are in the journal.
+    Outcomes {
+        lane: u32,
+        page: u64,
+        mask: u64,
+        until: Tick,
+        records: Records<'a>,
+    },
     /// Results of the queue of a lane so far.
     Count {
         lane: u32,
@@ -157,6 +174,28 @@ pub(crate) struct Whole<'a> {
     pub(crate) fetched: bool,
     /// Extension and payload, or the result.
     pub(crate) bytes: &'a [u8],
+    /// Position of the record that has the outcome; 0 where that is not known, or there is none.
+    pub(crate) record: u64,
+}
+
+/// Positions of records as they stand in one: each the difference to the one before.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Records<'a> {
+    count: usize,
+    bytes: &'a [u8],
+}
+
+impl Records<'_> {
+    /// The record of each of so many tasks, in their order.
+    pub(crate) fn of(self, tasks: usize) -> impl Iterator<Item = u64> {
+        let (mut r, mut at) = (Input(self.bytes), 0_u64);
+        (0..tasks).map(move |n| {
+            if n < self.count {
+                at = at.wrapping_add(r.difference().unwrap_or(0));
+            }
+            at
+        })
+    }
 }
 
 /// Labels as they stand in a record.

@@ -3,7 +3,7 @@
 use hive_proto::TaskState;
 
 use super::super::spill::Run;
-use super::{Decision, FETCHED, Labels, Tag, Whole};
+use super::{Decision, FETCHED, Labels, RECORDED, Records, Tag, Whole};
 use crate::core::time::Tick;
 
 /// A record that does not make sense although its checksum is right: written by another version, or by a bug.
@@ -60,6 +60,7 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
             Tag::Task => Decision::Task(whole(r, lane, watcher)?),
             Tag::Bits => Decision::Bits { lane, watcher, page: r.number()?, mask: r.number()? },
             Tag::Run => Decision::Run { lane, run: run(r)? },
+            Tag::Outcomes => outcomes(r, lane)?,
             Tag::Complete => {
                 seq = seq.wrapping_add(r.difference()?);
                 completed = completed.checked_add(1)?;
@@ -74,6 +75,20 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
         apply(decision)?;
     }
     Some(())
+}
+
+fn outcomes<'a>(r: &mut Input<'a>, lane: u32) -> Option<Decision<'a>> {
+    let (page, mask, until) = (r.number()?, r.number()?, Tick(r.number()?));
+    let count = usize::try_from(r.number()?).ok()?;
+    if count != 1 && count != mask.count_ones() as usize || mask == 0 {
+        return None;
+    }
+    let start = r.0;
+    for _ in 0..count {
+        r.difference()?;
+    }
+    let records = Records { count, bytes: &start[..start.len() - r.0.len()] };
+    Some(Decision::Outcomes { lane, page, mask, until, records })
 }
 
 fn lane_item<'a>(r: &mut Input<'a>) -> Option<Decision<'a>> {
@@ -108,7 +123,7 @@ fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
         lane,
         watcher,
         seq,
-        state: TaskState::from_u8(state & !FETCHED)?,
+        state: TaskState::from_u8(state & !(FETCHED | RECORDED))?,
         fetched: state & FETCHED != 0,
         attempt: r.number32()?,
         failed: r.number16()?,
@@ -117,6 +132,7 @@ fn whole<'a>(r: &mut Input<'a>, lane: u32, watcher: u32) -> Option<Whole<'a>> {
         error: r.text()?,
         ext_len: r.number16()?,
         bytes: r.bytes()?,
+        record: if state & RECORDED != 0 { r.number()? } else { 0 },
     })
 }
 
@@ -165,7 +181,7 @@ impl<'a> Input<'a> {
     }
 
     #[inline]
-    fn difference(&mut self) -> Option<u64> {
+    pub(super) fn difference(&mut self) -> Option<u64> {
         let n = self.number()?;
         Some((n >> 1) ^ 0_u64.wrapping_sub(n & 1))
     }

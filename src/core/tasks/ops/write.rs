@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 
 use super::super::spill::{Bits, Run};
-use super::{FETCHED, Tag, Whole};
+use super::{FETCHED, RECORDED, Tag, Whole};
 use crate::core::time::Tick;
 use crate::planted;
 
@@ -24,6 +24,8 @@ pub(crate) struct Sealed {
     /// Decisions in it.
     pub(crate) ops: u32,
     pub(crate) spilled: Vec<Spilled>,
+    /// Tasks of which it has the outcome.
+    pub(crate) finished: Vec<u64>,
 }
 
 /// Decisions that have not been handed to the journal.
@@ -34,6 +36,7 @@ pub(crate) struct Ops {
     buf: Vec<u8>,
     count: u32,
     spilled: Vec<Spilled>,
+    finished: Vec<u64>,
     /// Where in `spilled` each lane is.
     places: HashMap<u32, usize, foldhash::fast::FixedState>,
     /// Records that were full before.
@@ -57,9 +60,9 @@ struct Group {
 
 impl Ops {
     pub(crate) fn new(record_bytes: usize) -> Self {
-        let (buf, count, spilled, full, full_bytes, group) = Default::default();
+        let (buf, count, spilled, finished, full, full_bytes, group) = Default::default();
         let places = HashMap::with_hasher(foldhash::fast::FixedState::default());
-        Self { record_bytes, buf, count, spilled, places, full, full_bytes, group }
+        Self { record_bytes, buf, count, spilled, finished, places, full, full_bytes, group }
     }
 
     /// Forgets what has been decided.
@@ -67,6 +70,7 @@ impl Ops {
         self.buf.clear();
         self.full.clear();
         self.spilled.clear();
+        self.finished.clear();
         self.places.clear();
         (self.count, self.full_bytes, self.group) = (0, 0, None);
     }
@@ -99,10 +103,11 @@ impl Ops {
         let body = std::mem::replace(&mut self.buf, spare);
         self.buf.clear();
         let (ops, spilled) = (std::mem::take(&mut self.count), std::mem::take(&mut self.spilled));
+        let finished = std::mem::take(&mut self.finished);
         self.places.clear();
         if ops > 0 {
             self.full_bytes += body.len();
-            self.full.push_back(Sealed { body, ops, spilled });
+            self.full.push_back(Sealed { body, ops, spilled, finished });
         }
     }
 
@@ -221,6 +226,7 @@ impl Ops {
         self.difference(seq, last);
         self.number(u64::from(attempt));
         self.put(result);
+        self.finished.push(seq);
     }
 
     pub(crate) fn retry(&mut self, seq: u64, attempt: u32, failed: u16, due: Option<Tick>, error: &str) {
@@ -240,6 +246,7 @@ impl Ops {
 
     pub(crate) fn cancel(&mut self, seq: u64) {
         self.settled(Tag::Cancel, seq);
+        self.finished.push(seq);
     }
 
     pub(crate) fn count(&mut self, lane: u32, completed: u64) {
@@ -251,7 +258,8 @@ impl Ops {
     pub(crate) fn task(&mut self, w: &Whole<'_>) {
         self.group_of(Tag::Task, w.lane, w.watcher, w.seq);
         self.number(w.seq);
-        self.buf.push(w.state as u8 | if w.fetched { FETCHED } else { 0 });
+        let recorded = if w.record > 0 { RECORDED } else { 0 };
+        self.buf.push(w.state as u8 | recorded | if w.fetched { FETCHED } else { 0 });
         self.number(u64::from(w.attempt));
         self.number(u64::from(w.failed));
         self.number(u64::from(w.attempts_max));
@@ -259,6 +267,26 @@ impl Ops {
         self.put(w.error.as_bytes());
         self.number(u64::from(w.ext_len));
         self.put(w.bytes);
+        if w.record > 0 {
+            self.number(w.record);
+        }
+    }
+
+    /// `lane` stands for the queue. `records` are the positions of the records, one for each task of the mask or one for all.
+    pub(crate) fn outcomes(
+        &mut self,
+        lane: u32,
+        page: u64,
+        mask: u64,
+        until: Tick,
+        records: impl ExactSizeIterator<Item = u64>,
+    ) {
+        self.group_of(Tag::Outcomes, lane, 0, 0);
+        [page, mask, until.0, records.len() as u64].into_iter().for_each(|n| self.number(n));
+        let mut before = 0;
+        for record in records {
+            self.difference(record, std::mem::replace(&mut before, record));
+        }
     }
 
     /// The beginning of an item about a task that is known.

@@ -186,6 +186,8 @@ impl Board {
 
     /// The record handed over last is durable, at a position of the journal.
     pub fn recorded(&mut self, position: u64, bytes: usize) {
+        let finished = std::mem::take(&mut self.commit.finished);
+        self.outcomes_recorded(position, &finished);
         for Spilled { lane, seqs, tasks } in self.commit.handed.drain(..) {
             self.spill.fresh.push((lane, Run { records: (position, position), seqs, bytes, left: tasks }));
         }

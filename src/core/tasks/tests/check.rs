@@ -16,6 +16,10 @@ impl Board {
         self.check_memory();
         self.check_waits();
         self.check_deadlines();
+        self.archive.check();
+        for slot in self.table.slots() {
+            assert!(!self.archive.has(self.table.seq(slot)), "in memory and in the archive");
+        }
     }
 
     /// Panics if a consumer has credit for a task that waits: what must not be after a pump.
@@ -164,7 +168,7 @@ impl Board {
             self.done_bytes,
             done.iter().map(|s| self.table[*s].blob.len() + RESULT_OVERHEAD).sum::<usize>()
         );
-        assert!(self.done_bytes <= self.limits.results_bytes_max);
+        assert!(self.done_bytes <= self.limits.results_bytes_max || self.is_to_be_recorded());
         assert_eq!(self.error_bytes, self.errors.values().map(|e| e.len() + RESULT_OVERHEAD).sum::<usize>());
         for seq in self.errors.keys() {
             let state = self.table[self.table.find(*seq).expect("an error has its task")].state;
@@ -211,6 +215,7 @@ impl Board {
         let timed = |s: &Slot| !matches!(self.table[*s].state, TaskState::Waiting | TaskState::Dead);
         let next = self.table.slots().filter(timed).map(|s| self.table[s].deadline).min();
         assert!(next.is_none() || self.next_deadline().is_some_and(|d| Some(d) <= next));
+        assert!(self.archive.next_deadline().is_none_or(|d| self.next_deadline().is_some_and(|n| n <= d)));
         assert!(self.walk(self.done).is_sorted_by_key(|s| self.table[*s].deadline));
     }
 }

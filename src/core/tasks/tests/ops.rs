@@ -16,7 +16,8 @@ enum Said {
     Retry(u64, u32, u16, Option<Tick>, String),
     Bury(u64, u32, u16, String),
     Cancel(u64),
-    Task(u32, u64, TaskState, u16, Tick, String, Vec<u8>),
+    Task(u32, u64, TaskState, u16, Tick, String, Vec<u8>, u64),
+    Outcomes(u32, u64, u64, Tick, Vec<u64>),
     Count(u32, u64),
     Spilled(u32, u64, Vec<u8>, Vec<u8>),
     Bits(u32, u64, u64),
@@ -41,7 +42,10 @@ fn write(ops: &mut Ops, said: &Said) {
         Said::Bury(seq, attempt, failed, error) => ops.bury(*seq, *attempt, *failed, error),
         Said::Cancel(seq) => ops.cancel(*seq),
         Said::Count(lane, completed) => ops.count(*lane, *completed),
-        Said::Task(lane, seq, state, n, time, error, bytes) => ops.task(&Whole {
+        Said::Outcomes(lane, page, mask, until, records) => {
+            ops.outcomes(*lane, *page, *mask, *until, records.iter().copied());
+        }
+        Said::Task(lane, seq, state, n, time, error, bytes, record) => ops.task(&Whole {
             lane: *lane,
             watcher: 9,
             seq: *seq,
@@ -54,6 +58,7 @@ fn write(ops: &mut Ops, said: &Said) {
             ext_len: bytes.len() as u16,
             fetched: *n % 2 == 1,
             bytes,
+            record: *record,
         }),
     }
 }
@@ -76,6 +81,10 @@ fn owned(d: Decision<'_>) -> Said {
             Said::Bits(lane, page, mask)
         }
         Decision::Run { lane, run } => Said::Run(lane, run),
+        Decision::Outcomes { lane, page, mask, until, records } => {
+            let all: Vec<u64> = records.of(mask.count_ones() as usize).collect();
+            Said::Outcomes(lane, page, mask, until, all)
+        }
         Decision::Complete { lane, completed, seq, attempt, result } => {
             Said::Complete(lane, completed, seq, attempt, result.into())
         }
@@ -91,7 +100,7 @@ fn owned(d: Decision<'_>) -> Said {
                 (w.attempt, w.attempts_max, usize::from(w.ext_len)),
                 (u32::from(w.failed), w.failed, w.bytes.len())
             );
-            Said::Task(w.lane, w.seq, w.state, w.failed, w.time, w.error.into(), w.bytes.into())
+            Said::Task(w.lane, w.seq, w.state, w.failed, w.time, w.error.into(), w.bytes.into(), w.record)
         }
     }
 }
@@ -125,9 +134,13 @@ fn decisions() -> impl Strategy<Value = Vec<Said>> {
         (seq(), any::<u32>(), any::<u16>(), ".{0,9}").prop_map(|(s, a, f, e)| Said::Bury(s, a, f, e)),
         seq().prop_map(Said::Cancel),
         (any::<u32>(), any::<u64>()).prop_map(|(l, n)| Said::Count(l, n)),
-        (lane(), seq(), 0..8_u8, any::<u16>(), any::<u64>(), ".{0,9}", bytes()).prop_map(
-            |(l, s, state, n, t, e, b)| {
-                Said::Task(l, s, TaskState::from_u8(state).unwrap(), n, Tick(t), e, b)
+        (lane(), any::<u64>(), 1..=u64::MAX, any::<u64>(), any::<u64>()).prop_map(|(l, page, mask, t, r)| {
+            let records = (0..u64::from(mask.count_ones())).map(|n| r.wrapping_mul(n | 1)).collect();
+            Said::Outcomes(l, page, mask, Tick(t), records)
+        }),
+        (lane(), seq(), 0..8_u8, any::<u16>(), any::<u64>(), ".{0,9}", bytes(), 0..3_u64).prop_map(
+            |(l, s, state, n, t, e, b, r)| {
+                Said::Task(l, s, TaskState::from_u8(state).unwrap(), n, Tick(t), e, b, r)
             }
         ),
     ];

@@ -1,0 +1,144 @@
+//! Questions about tasks whose outcomes are in the journal: answered once that was read.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use hive_proto::error::Code;
+use hive_proto::items::Task;
+use hive_proto::{SessionId, TaskId, TaskState, WireError};
+
+use crate::core::tasks::ops::{self, BadRecord, Decision};
+use crate::core::tasks::{Board, TaskSink};
+
+/// Questions under way.
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    /// Those that wait to be read for.
+    waiting: VecDeque<Lookup>,
+    /// Those that are read for.
+    under_way: Vec<(SessionId, u32)>,
+    /// Ids in all of them.
+    ids: usize,
+}
+
+/// A question about tasks whose outcomes are in the journal.
+#[derive(Debug)]
+pub struct Lookup {
+    session: SessionId,
+    request: u32,
+    ids: Box<[TaskId]>,
+    /// Positions of the records to be read, ascending.
+    pub records: Vec<u64>,
+}
+
+/// What was found of it.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// State, attempt and result, by sequence.
+    outcomes: HashMap<u64, (TaskState, u32, Box<[u8]>)>,
+    /// Length of the results, bytes.
+    pub bytes: usize,
+}
+
+impl Lookup {
+    /// Who asked.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Takes what a record has of it.
+    ///
+    /// # Errors
+    /// The record does not make sense.
+    pub fn read(&self, record: &[u8], found: &mut Found) -> Result<(), BadRecord> {
+        let asked: Vec<u64> = self.ids.iter().map(|id| id.seq()).collect();
+        ops::read(record, |_, decision| {
+            let (seq, outcome) = match decision {
+                Decision::Complete { seq, attempt, result, .. } => {
+                    (seq, (TaskState::Completed, attempt, result))
+                }
+                Decision::Cancel { seq } => (seq, (TaskState::Cancelled, 0, &[][..])),
+                _ => return Some(()),
+            };
+            if asked.contains(&seq) {
+                let (state, attempt, result) = outcome;
+                found.bytes += result.len();
+                found.outcomes.insert(seq, (state, attempt, result.into()));
+            }
+            Some(())
+        })
+    }
+}
+
+impl Found {
+    /// The outcome of a task.
+    pub(in crate::core::tasks) fn outcome(&self, task: TaskId) -> Option<Task<'_>> {
+        let (state, attempt, payload) = self.outcomes.get(&task.seq())?;
+        Some(Task { task, state: *state, attempt: *attempt, payload })
+    }
+}
+
+impl Board {
+    /// Notes a question for which records have to be read, if it is one. Gives whether it is.
+    pub(in crate::core::tasks) fn ask_archive(
+        &mut self,
+        from: SessionId,
+        request: u32,
+        ids: impl Iterator<Item = TaskId> + Clone,
+        sink: &mut impl TaskSink,
+    ) -> bool {
+        if self.archive.is_empty() {
+            return false;
+        }
+        let mut records: Vec<u64> =
+            ids.clone().filter(|id| self.find(*id).is_none()).filter_map(|id| self.archived(id)).collect();
+        if records.is_empty() {
+            return false;
+        }
+        records.sort_unstable();
+        records.dedup();
+        let ids: Box<[TaskId]> = ids.collect();
+        if self.archive.lookups.ids + ids.len() > self.limits.waits_max {
+            let text = format!(
+                "{} task ids are looked up on disk; waits_max is {}",
+                self.archive.lookups.ids, self.limits.waits_max
+            );
+            sink.error(from, request, WireError::new(Code::TooManyWaits, text).retry_after(100));
+            return true;
+        }
+        self.archive.lookups.ids += ids.len();
+        self.archive.lookups.waiting.push_back(Lookup { session: from, request, ids, records });
+        true
+    }
+
+    /// The next question for which records have to be read; [`Board::looked_up`] is expected for each.
+    pub fn next_lookup(&mut self) -> Option<Lookup> {
+        let lookup = self.archive.lookups.waiting.pop_front()?;
+        self.archive.lookups.under_way.push((lookup.session, lookup.request));
+        Some(lookup)
+    }
+
+    /// Answers a question with what was read for it. What is not there is not known any more.
+    pub fn looked_up(&mut self, lookup: &Lookup, found: &Found, sink: &mut impl TaskSink) {
+        let Lookup { session, request, ids, .. } = lookup;
+        let asked = (*session, *request);
+        if let Some(at) = self.archive.lookups.under_way.iter().position(|l| *l == asked) {
+            self.archive.lookups.under_way.swap_remove(at);
+            self.archive.lookups.ids -= ids.len();
+        }
+        self.tell_states(*session, *request, ids.iter().copied(), Some(found), sink);
+    }
+
+    /// Sessions and request ids of questions that wait for records.
+    pub(in crate::core::tasks) fn open_lookups(&self) -> impl Iterator<Item = (SessionId, u32)> + '_ {
+        let waiting = self.archive.lookups.waiting.iter().map(|l| (l.session, l.request));
+        waiting.chain(self.archive.lookups.under_way.iter().copied())
+    }
+
+    /// Nothing is read any more: gives those who wait for it.
+    pub fn end_lookups(&mut self) -> Vec<(SessionId, u32)> {
+        let open = self.open_lookups().collect();
+        self.archive.lookups = Lookups::default();
+        open
+    }
+}
