@@ -33,7 +33,7 @@ mod on {
     use std::time::Duration;
 
     /// All that there are.
-    const NAMES: [&str; 44] = [
+    const NAMES: [&str; 47] = [
         // The journal and its disk.
         "skip_sync",
         "sync_sometimes",
@@ -85,6 +85,10 @@ mod on {
         "fetched_not_whole",
         "spilled_watcher_lost",
         "spilled_cancel_lost",
+        // Results on disk.
+        "archive_lost",
+        "archived_too_low",
+        "archived_waits_again",
     ];
 
     static PLANT: LazyLock<String> = LazyLock::new(|| {

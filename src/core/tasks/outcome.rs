@@ -197,7 +197,9 @@ impl Board {
         while let Some(slot) = self.done.pop_front(&mut self.table) {
             slots.push(slot);
         }
-        slots.sort_by_key(|s| self.table[*s].deadline);
+        // Those of which the record is not known yet are the latest.
+        let key = |s: &Slot| (self.table[*s].deadline, self.record_of(*s).wrapping_sub(1));
+        slots.sort_by_cached_key(key);
         slots.into_iter().for_each(|s| self.done.push_back(&mut self.table, s));
         self.forget_surplus();
     }

@@ -22,12 +22,12 @@ enum Needs {
     SlowDisk,
     /// Kills that take what was not synced.
     PowerLoss,
-    /// Tasks that wait on disk.
+    /// Tasks that wait on disk, and results there.
     Spill,
 }
 
 /// The bug, what it needs, and the rules of which one must find it.
-const BUGS: [(&str, Needs, &[&str]); 44] = [
+const BUGS: [(&str, Needs, &[&str]); 47] = [
     ("skip_sync", Needs::PowerLoss, LOST),
     ("sync_sometimes", Needs::PowerLoss, LOST),
     ("in_hand_as_done", Needs::Kills, LOST),
@@ -69,6 +69,9 @@ const BUGS: [(&str, Needs, &[&str]); 44] = [
     ("task_doubled", Needs::Kills, &["twice"]),
     ("bits_lost", Needs::Spill, LOST),
     ("fetch_skips_one", Needs::Spill, LOST),
+    ("archive_lost", Needs::Spill, LOST),
+    ("archived_too_low", Needs::Spill, LOST),
+    ("archived_waits_again", Needs::Spill, LOST),
     ("fetched_not_whole", Needs::Spill, &["no_start"]),
     ("spilled_watcher_lost", Needs::Spill, &["not_told"]),
     ("spilled_cancel_lost", Needs::Spill, UNDONE),

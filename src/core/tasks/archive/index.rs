@@ -127,6 +127,7 @@ impl Archive {
         let capacity: usize = self.entries.values().map(|e| e.records.capacity() * size_of::<u32>()).sum();
         assert_eq!(self.record_bytes, capacity);
         for e in self.entries.values() {
+            assert!(self.from() <= Some(self.first(e)), "the oldest does not go first");
             assert!(e.mask != 0 && (e.records.len() == 1 || e.records.len() == e.mask.count_ones() as usize));
         }
     }
@@ -140,6 +141,23 @@ impl Archive {
 
     pub(super) fn oldest(&self) -> Option<&Entry> {
         self.order.front().and_then(|place| self.entries.get(place))
+    }
+
+    /// Puts entries that were read from a snapshot in the order in which they will go.
+    pub(crate) fn sort(&mut self) {
+        let mut order = std::mem::take(&mut self.order);
+        order.make_contiguous().sort_by_cached_key(|place| self.entries.get(place).map(|e| self.first(e)));
+        self.order = order;
+    }
+
+    /// Position of the first record of an entry.
+    fn first(&self, entry: &Entry) -> u64 {
+        entry.records.iter().map(|r| self.position(*r)).min().unwrap_or(0)
+    }
+
+    /// Position of the first record of all.
+    pub(super) fn from(&self) -> Option<u64> {
+        self.oldest().map(|e| self.first(e))
     }
 
     /// Whether there is nothing here.

@@ -87,28 +87,33 @@ impl Board {
         ids: impl Iterator<Item = TaskId> + Clone,
         sink: &mut impl TaskSink,
     ) -> bool {
-        if self.archive.is_empty() {
-            return false;
-        }
-        let mut records: Vec<u64> =
-            ids.clone().filter(|id| self.find(*id).is_none()).filter_map(|id| self.archived(id)).collect();
+        let records = self.records_of(ids.clone());
         if records.is_empty() {
             return false;
         }
-        records.sort_unstable();
-        records.dedup();
         let ids: Box<[TaskId]> = ids.collect();
-        if self.archive.lookups.ids + ids.len() > self.limits.waits_max {
-            let text = format!(
-                "{} task ids are looked up on disk; waits_max is {}",
-                self.archive.lookups.ids, self.limits.waits_max
-            );
+        let lookups = &mut self.archive.lookups;
+        if lookups.ids + ids.len() > self.limits.waits_max {
+            let (asked, most) = (lookups.ids, self.limits.waits_max);
+            let text = format!("{asked} task ids are looked up on disk; waits_max is {most}");
             sink.error(from, request, WireError::new(Code::TooManyWaits, text).retry_after(100));
             return true;
         }
-        self.archive.lookups.ids += ids.len();
-        self.archive.lookups.waiting.push_back(Lookup { session: from, request, ids, records });
+        lookups.ids += ids.len();
+        lookups.waiting.push_back(Lookup { session: from, request, ids, records });
         true
+    }
+
+    /// The records in which the outcomes of these tasks are, ascending.
+    fn records_of(&self, ids: impl Iterator<Item = TaskId>) -> Vec<u64> {
+        if self.archive.is_empty() {
+            return Vec::new();
+        }
+        let elsewhere = ids.filter(|id| self.find(*id).is_none());
+        let mut records: Vec<u64> = elsewhere.filter_map(|id| self.archived(id)).collect();
+        records.sort_unstable();
+        records.dedup();
+        records
     }
 
     /// The next question for which records have to be read; [`Board::looked_up`] is expected for each.
@@ -118,15 +123,20 @@ impl Board {
         Some(lookup)
     }
 
-    /// Answers a question with what was read for it. What is not there is not known any more.
+    /// Answers a question with what was read for it; what is not there is not known any more. What was in memory when it was asked
+    /// and is not any more has to be read first: then it is asked again.
     pub fn looked_up(&mut self, lookup: &Lookup, found: &Found, sink: &mut impl TaskSink) {
-        let Lookup { session, request, ids, .. } = lookup;
-        let asked = (*session, *request);
-        if let Some(at) = self.archive.lookups.under_way.iter().position(|l| *l == asked) {
-            self.archive.lookups.under_way.swap_remove(at);
-            self.archive.lookups.ids -= ids.len();
+        let Lookup { session, request, ids, records } = lookup;
+        let lookups = &mut self.archive.lookups;
+        if let Some(at) = lookups.under_way.iter().position(|l| *l == (*session, *request)) {
+            lookups.under_way.swap_remove(at);
+            lookups.ids -= ids.len();
         }
-        self.tell_states(*session, *request, ids.iter().copied(), Some(found), sink);
+        let unread = ids.iter().copied().filter(|id| found.outcome(*id).is_none());
+        let more = self.records_of(unread).iter().any(|r| records.binary_search(r).is_err());
+        if !(more && self.ask_archive(*session, *request, ids.iter().copied(), sink)) {
+            self.tell_states(*session, *request, ids.iter().copied(), Some(found), sink);
+        }
     }
 
     /// Sessions and request ids of questions that wait for records.

@@ -16,6 +16,10 @@ use hive_proto::{TaskId, TaskState};
 
 use super::Board;
 use super::table::Slot;
+use crate::planted;
+
+/// Outcomes of memory queues that are passed over to find one that is in the journal.
+const LOOKED_AT: usize = 4096;
 
 pub(crate) use index::{Archive, Place};
 pub use lookup::{Found, Lookup};
@@ -51,6 +55,7 @@ impl Board {
 
     /// The outcomes of these tasks are in the record at this position, which is durable.
     pub(super) fn outcomes_recorded(&mut self, position: u64, seqs: &[u64]) {
+        let position = position - u64::from(planted::is("archived_too_low") && !seqs.is_empty());
         self.archive.last = self.archive.last.max(position);
         for seq in seqs {
             if let Some(slot) = self.table.find(*seq)
@@ -95,13 +100,20 @@ impl Board {
         if self.limits.archive_bytes_max == 0 {
             return u64::MAX;
         }
-        let oldest =
-            self.archive.oldest().and_then(|e| e.records.iter().map(|r| self.archive.position(*r)).min());
-        let in_memory = || {
-            let record = (self.done.len > 0).then(|| self.record_of(self.done.head)).filter(|p| *p > 0);
-            record.unwrap_or(self.archive.last)
-        };
-        oldest.unwrap_or_else(in_memory)
+        self.archive.from().unwrap_or_else(|| self.first_in_memory())
+    }
+
+    /// The record of the oldest outcome in memory of which it is known.
+    fn first_in_memory(&self) -> u64 {
+        let mut slot = self.done.head;
+        for _ in 0..LOOKED_AT {
+            match slot {
+                Slot::NONE => return self.archive.last,
+                s if self.record_of(s) > 0 => return self.record_of(s),
+                s => slot = self.table[s].next,
+            }
+        }
+        self.archive.floor // so many of memory queues: nothing goes for now
     }
 
     /// Records before this one are gone, and the outcomes in them with them.
