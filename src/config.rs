@@ -59,7 +59,7 @@ pub struct Limits {
     /// 7 % for what waits to be written, 4 % for frames and messages that have not arrived whole, 3 % for what is being
     /// handled.
     pub memory_bytes_max: usize,
-    /// Results kept, bytes. They count as tasks; what exceeds 8 % of the memory is kept free for them.
+    /// Results kept in memory, bytes; those of journaled queues stay on disk beyond this. They count as tasks; what exceeds 8 % of the memory is kept free for them.
     pub results_bytes_max: usize,
     /// One connection's unread output, bytes.
     pub outbox_bytes_max: usize,

@@ -289,6 +289,11 @@ pub trait Writer {
     /// All segments, the oldest first.
     fn segments(&self) -> Vec<Segment>;
 
+    /// The sealed segment that begins at `first` will hardly be read: nothing of it need stay in memory.
+    fn is_cold(&mut self, first: Position) {
+        let _ = first;
+    }
+
     /// Removes the sealed segment that begins at `first`. The caller has a durable snapshot that covers it.
     ///
     /// # Errors

@@ -170,6 +170,8 @@ struct Legacy<W> {
     results_bytes: u64,
     /// What may go, as of the last snapshot.
     trim: Option<Trim>,
+    /// Up to here segments are kept out of memory.
+    cold: Position,
 }
 
 /// How the journal fares, for `/readyz` and the status.
@@ -239,6 +241,7 @@ pub fn factory<W: Writer + Unpin + 'static>(
         low_space: false,
         results_bytes,
         trim: None,
+        cold: Position::NONE,
     };
     let legacy = Rc::new(RefCell::new(legacy));
     move |_, guard| Journaler { legacy: legacy.clone(), guard, fault: false }
@@ -360,6 +363,11 @@ impl<W: Writer + Unpin> Legacy<W> {
                 goes.push(segment.first);
             }
         }
+        // A start does not read what a snapshot covers. The memory serves the end of the journal better.
+        for s in segments.iter().filter(|s| s.sealed && s.last <= *before && s.last > self.cold) {
+            self.writer.is_cold(s.first);
+        }
+        self.cold = *before;
         for first in goes.into_iter().rev() {
             if let Err(e) = self.writer.remove(first) {
                 tracing::warn!(error = %e, "a segment that nobody needs stays");
@@ -504,6 +512,7 @@ mod tests {
                 low_space: false,
                 results_bytes: 0,
                 trim: None,
+                cold: Position::NONE,
             };
             journal.set_faults(Faults {
                 not_sent: 200,
@@ -550,6 +559,7 @@ mod tests {
             low_space: false,
             results_bytes: 0,
             trim: None,
+            cold: Position::NONE,
         };
         journal.set_faults(Faults { full: 1000, ..Faults::default() });
         assert_eq!(legacy.write(), Next::Again);

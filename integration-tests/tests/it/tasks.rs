@@ -284,7 +284,7 @@ fn results_are_kept_for_their_time() {
 
 #[test]
 fn results_are_kept_up_to_their_size() {
-    let server = Server::with("limits.results_bytes_max = 100000");
+    let server = Server::with("limits.results_bytes_max = 100000\njournal.results_bytes = 0");
     let mut client = server.client();
     let consumer = client.work("q", 100);
     let ids = client.submit("q", &payloads(20));

@@ -85,6 +85,7 @@ impl Replay {
         board.table.reopen(first_seq);
         board.set_durable_below(board.next_seq());
         board.sort_done();
+        board.archive.sort();
         board.counters = Counters::default();
         board.announce(epoch);
         board
@@ -216,8 +217,7 @@ impl Board {
         ext: &[u8],
         payload: &[u8],
     ) -> Option<()> {
-        let archived = self.archive.has(seq) && !planted::is("archived_waits_again");
-        if self.table.find(seq).is_some() || archived {
+        if self.table.find(seq).is_some() || self.archive.has(seq) {
             return Some(()); // the snapshot has it
         }
         let attempts_max = self.attempts_max(lane, ext)?;

@@ -99,6 +99,9 @@ pub trait File: Send + Sync + 'static {
     /// # Errors
     /// The system does not tell.
     fn size(&self) -> io::Result<u64>;
+
+    /// What is durable will hardly be read: the system need not hold it in memory.
+    fn is_cold(&self) {}
 }
 
 /// A directory of the file system.
@@ -229,5 +232,9 @@ impl File for fs::File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn is_cold(&self) {
+        let _ = rustix::fs::fadvise(self, 0, None, rustix::fs::Advice::DontNeed); // it is but advice
     }
 }

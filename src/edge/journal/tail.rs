@@ -405,6 +405,12 @@ impl<F: Files> Writer for LocalWriter<F> {
         self.shared.view.read().segments()
     }
 
+    fn is_cold(&mut self, first: Position) {
+        if let Ok(file) = self.shared.files.open(&format::segment_name(first.0)) {
+            file.is_cold();
+        }
+    }
+
     fn remove(&mut self, first: Position) -> Result<(), RemoveError> {
         let tail = self.shared.tail.lock();
         if tail.epoch != self.epoch {

@@ -27,7 +27,7 @@ enum Needs {
 }
 
 /// The bug, what it needs, and the rules of which one must find it.
-const BUGS: [(&str, Needs, &[&str]); 47] = [
+const BUGS: [(&str, Needs, &[&str]); 46] = [
     ("skip_sync", Needs::PowerLoss, LOST),
     ("sync_sometimes", Needs::PowerLoss, LOST),
     ("in_hand_as_done", Needs::Kills, LOST),
@@ -71,7 +71,6 @@ const BUGS: [(&str, Needs, &[&str]); 47] = [
     ("fetch_skips_one", Needs::Spill, LOST),
     ("archive_lost", Needs::Spill, LOST),
     ("archived_too_low", Needs::Spill, LOST),
-    ("archived_waits_again", Needs::Spill, LOST),
     ("fetched_not_whole", Needs::Spill, &["no_start"]),
     ("spilled_watcher_lost", Needs::Spill, &["not_told"]),
     ("spilled_cancel_lost", Needs::Spill, UNDONE),
