@@ -10,6 +10,9 @@ use hive_proto::{SessionId, TaskId, TaskState, WireError};
 use crate::core::tasks::ops::{self, BadRecord, Decision};
 use crate::core::tasks::{Board, TaskSink};
 
+/// Records read for one question: others, and tasks on disk, wait meanwhile.
+const RECORDS_MAX: usize = 4096;
+
 /// Questions under way.
 #[derive(Debug, Default)]
 pub(super) struct Lookups {
@@ -27,6 +30,8 @@ pub struct Lookup {
     session: SessionId,
     request: u32,
     ids: Box<[TaskId]>,
+    /// Sequences of the tasks, ascending.
+    seqs: Box<[u64]>,
     /// Positions of the records to be read, ascending.
     pub records: Vec<u64>,
 }
@@ -51,7 +56,6 @@ impl Lookup {
     /// # Errors
     /// The record does not make sense.
     pub fn read(&self, record: &[u8], found: &mut Found) -> Result<(), BadRecord> {
-        let asked: Vec<u64> = self.ids.iter().map(|id| id.seq()).collect();
         ops::read(record, |_, decision| {
             let (seq, outcome) = match decision {
                 Decision::Complete { seq, attempt, result, .. } => {
@@ -60,7 +64,7 @@ impl Lookup {
                 Decision::Cancel { seq } => (seq, (TaskState::Cancelled, 0, &[][..])),
                 _ => return Some(()),
             };
-            if asked.contains(&seq) {
+            if self.seqs.binary_search(&seq).is_ok() {
                 let (state, attempt, result) = outcome;
                 found.bytes += result.len();
                 found.outcomes.insert(seq, (state, attempt, result.into()));
@@ -99,8 +103,16 @@ impl Board {
             sink.error(from, request, WireError::new(Code::TooManyWaits, text).retry_after(100));
             return true;
         }
+        if records.len() > RECORDS_MAX {
+            let text =
+                format!("the results are in {} records on disk: ask for fewer tasks at once", records.len());
+            sink.error(from, request, WireError::new(Code::MessageTooLarge, text));
+            return true;
+        }
+        let mut seqs: Box<[u64]> = ids.iter().map(|id| id.seq()).collect();
+        seqs.sort_unstable();
         lookups.ids += ids.len();
-        lookups.waiting.push_back(Lookup { session: from, request, ids, records });
+        lookups.waiting.push_back(Lookup { session: from, request, ids, seqs, records });
         true
     }
 
@@ -126,7 +138,7 @@ impl Board {
     /// Answers a question with what was read for it; what is not there is not known any more. What was in memory when it was asked
     /// and is not any more has to be read first: then it is asked again.
     pub fn looked_up(&mut self, lookup: &Lookup, found: &Found, sink: &mut impl TaskSink) {
-        let Lookup { session, request, ids, records } = lookup;
+        let Lookup { session, request, ids, records, .. } = lookup;
         let lookups = &mut self.archive.lookups;
         if let Some(at) = lookups.under_way.iter().position(|l| *l == (*session, *request)) {
             lookups.under_way.swap_remove(at);

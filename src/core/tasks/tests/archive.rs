@@ -147,3 +147,18 @@ fn what_leaves_memory_while_a_question_is_under_way_is_read_as_well() {
     let Effect::Tasks { to: CAROL, request: 5, tasks } = room.answer() else { panic!("no answer") };
     assert!(tasks.iter().all(|t| t.state == TaskState::Completed) && tasks.len() == 20);
 }
+
+#[test]
+fn a_question_that_needs_too_many_records_is_refused() {
+    let limits = Limits { results_bytes_max: 164, waits_max: 10_000, ..limits() };
+    let mut room =
+        Room::with_policy(limits, DURABLE, Identity { epoch: EPOCH, first_seq: 1_000, hash_seed: 5 });
+    let ids = done(&mut room, 4_200, 1);
+    room.board.query(CAROL, 1, ids.iter().copied(), &mut room.log);
+    assert_eq!(code(&room.answer()), Code::MessageTooLarge);
+    room.board.query(CAROL, 2, ids[..4_000].iter().copied(), &mut room.log);
+    room.look_up();
+    assert!(
+        matches!(room.answer(), Effect::Tasks { tasks, .. } if tasks.iter().all(|t| t.state == TaskState::Completed))
+    );
+}
