@@ -281,3 +281,48 @@ fn results_make_room_on_a_full_disk() {
     assert!(refused > 0, "the disk was never full");
     assert_eq!(client.query(&last[..1])[0].payload.len(), 50_000);
 }
+
+/// Nothing depends on a result: who asks for a damaged one is told, and everybody else is served.
+#[test]
+fn a_damaged_result_harms_nobody_else() {
+    let server = Server::with(&results_on_disk(1 << 30));
+    let ids = finish(&server, 3000);
+    let segment = server.journal_files(".seg")[1].clone();
+    let file = std::fs::File::options().write(true).open(&segment).expect("a segment");
+    for at in (5_000..260_000).step_by(5_000) {
+        file.write_all_at(b"damaged", at).expect("written");
+    }
+    let mut client = server.client();
+    let (mut good, mut bad) = (0, 0);
+    for id in &ids {
+        match client.try_query(&[*id]) {
+            Ok(seen) => {
+                assert!(seen[0].payload == result(*id), "{id} has another result");
+                good += 1;
+            }
+            Err(e) => {
+                assert_eq!(e.code(), Some(hive_proto::Code::Internal), "{e:?}");
+                bad += 1;
+            }
+        }
+    }
+    assert!(bad > 0 && good > 2000, "{bad} and {good}");
+    assert!(server.log().contains("a result on disk cannot be read"), "{}", server.log());
+    assert_eq!(client.submit("q", &[payload(1)]).len(), 1);
+}
+
+/// Who sends nothing more still gets the answers to what it asked.
+#[test]
+fn questions_about_results_on_disk_are_answered_after_a_goodbye() {
+    let server = Server::with(&results_on_disk(1 << 30));
+    let ids = finish(&server, 2000);
+    for round in 0..50 {
+        let mut client = server.client();
+        let asked: Vec<u32> =
+            ids[round..].iter().step_by(100).map(|id| client.ask_wait(false, 0, &[*id])).collect();
+        client.send(Op::Goodbye, 0, 0, 0, &[], &[]);
+        for id in asked {
+            assert_eq!(client.tasks(id)[0].state, TaskState::Completed);
+        }
+    }
+}

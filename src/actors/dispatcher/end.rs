@@ -36,6 +36,12 @@ impl Dispatcher {
         let mut credited = std::mem::take(&mut self.credited);
         self.changes.clear();
         self.held.clear();
+        for (from, request, _) in std::mem::take(&mut self.told) {
+            let to = from.peer.session;
+            if !self.out.was_answered(to, request) {
+                TaskSink::error(&mut self.out.now, to, request, restarted("the dispatcher"));
+            }
+        }
         let mut answered = Vec::new(); // once it is dropped
         for input in self.inputs.drain(..) {
             match input {

@@ -41,20 +41,27 @@ impl Fetches {
             fetch(Fetch { incarnation, what: What::Tasks(want) });
             self.under_way += 1;
         }
+        let idle = self.lookups.is_empty();
         while let Some(lookup) = board.next_lookup() {
-            let peer = self.directory.session(lookup.session());
+            let peer = self.directory.session(lookup.asked().0);
             let waits = peer.map(|p| InFlight::new(&self.directory, &p, 1, 0));
             self.lookups.push_back((Arc::new(lookup), waits));
-            if self.lookups.len() == 1 {
-                self.look_up(incarnation);
-            }
+        }
+        if idle {
+            self.look_up(board, incarnation);
         }
     }
 
-    fn look_up(&self, incarnation: u32) {
-        if let (Some(fetch), Some((lookup, _))) = (&self.fetch, self.lookups.front()) {
-            let bytes_max = self.directory.outbox_limits.message_bytes_max;
-            fetch(Fetch { incarnation, what: What::Outcomes(lookup.clone(), bytes_max) });
+    /// Has read what is asked first by somebody who is still there.
+    fn look_up(&mut self, board: &mut Board, incarnation: u32) {
+        let Some(fetch) = &self.fetch else { return };
+        while let Some((lookup, _)) = self.lookups.front() {
+            if self.directory.session(lookup.asked().0).is_some() {
+                let bytes_max = self.directory.outbox_limits.message_bytes_max;
+                return fetch(Fetch { incarnation, what: What::Outcomes(lookup.clone(), bytes_max) });
+            }
+            board.end_lookup(lookup);
+            self.lookups.pop_front();
         }
     }
 
@@ -63,10 +70,16 @@ impl Fetches {
         self.under_way -= 1;
     }
 
-    /// What was asked first was answered.
-    pub(super) fn looked_up(&mut self, incarnation: u32) {
-        self.lookups.pop_front();
-        self.look_up(incarnation);
+    /// A question was read for. Gives who waits for the answer, until that is queued.
+    pub(super) fn looked_up(
+        &mut self,
+        lookup: &Arc<Lookup>,
+        board: &mut Board,
+        incarnation: u32,
+    ) -> Option<InFlight> {
+        let first = self.lookups.pop_front_if(|(first, _)| Arc::ptr_eq(first, lookup));
+        self.look_up(board, incarnation);
+        first.and_then(|(_, waits)| waits)
     }
 
     /// Nobody is answered any more.

@@ -20,7 +20,7 @@ use hive_proto::Frames;
 
 use super::Clock;
 use super::busy;
-use super::directory::Peer;
+use super::directory::{InFlight, Peer};
 use super::journaler::{Desk, Journaled, Order};
 use super::mailbox::{Batch, Input};
 use super::stats::{Histogram, Quantiles};
@@ -58,6 +58,8 @@ pub struct Dispatcher {
     inputs: Vec<Input>,
     /// Batches among `inputs` with answers that are held back.
     held: Vec<usize>,
+    /// Whose questions about results on disk the batch in hand has answered, under which id, and whether that is held back.
+    told: Vec<(InFlight, u32, bool)>,
     /// Frames of `inputs` whose producer credit is back.
     credited: usize,
     changes: Vec<Change>,
@@ -117,6 +119,7 @@ impl Dispatcher {
             out,
             inputs: Vec::new(),
             held: Vec::new(),
+            told: Vec::new(),
             credited: 0,
             changes: Vec::new(),
             legacy,
@@ -246,6 +249,9 @@ impl Dispatcher {
             }
         }
         drop(held);
+        for (from, _, _) in self.told.drain(..).filter(|(.., held)| *held) {
+            self.out.unanswered(from, sealed);
+        }
         self.credited = 0;
         self.give_up();
     }
@@ -321,8 +327,10 @@ impl Dispatcher {
                 if incarnation != self.incarnation => {}
             Journaled::Fetched(_, want, records) => self.fetched(want, &records),
             Journaled::Found(_, lookup, found) => {
+                self.out.has_held();
                 self.board.looked_up(&lookup, &found, &mut self.out);
-                self.fetches.looked_up(self.incarnation);
+                let waits = self.fetches.looked_up(&lookup, &mut self.board, self.incarnation);
+                self.told.extend(waits.map(|from| (from, lookup.asked().1, self.out.has_held())));
             }
             Journaled::Trimmed(first) => {
                 self.board.results_gone(first.0);
@@ -339,6 +347,9 @@ impl Dispatcher {
             }
             Journaled::LowSpace(low) => {
                 self.journal.low_space = low;
+                if let Some(s) = self.snapshots.as_mut().filter(|_| low) {
+                    s.soon(); // so that the journal can be trimmed
+                }
                 self.legacy.borrow_mut().journal.low_space = low;
             }
             Journaled::Failed(why) => {

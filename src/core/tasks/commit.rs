@@ -146,6 +146,7 @@ impl Board {
         }
         self.commit.durable_seq = self.commit.sealed_seq;
         self.release_runs();
+        self.forget_surplus();
         while let Some(at) = self.commit.in_flight.pop() {
             let lane = &mut self.lanes[at as usize];
             let list = std::mem::take(&mut lane.in_flight);

@@ -86,6 +86,7 @@ impl Replay {
         board.set_durable_below(board.next_seq());
         board.sort_done();
         board.archive.sort();
+        board.bound_archive();
         board.counters = Counters::default();
         board.announce(epoch);
         board
@@ -265,10 +266,7 @@ impl Board {
             return None;
         }
         let due = (w.state == TaskState::Scheduled).then_some(w.time);
-        if self.archive.has(w.seq) {
-            return Some(());
-        }
-        if self.table.find(w.seq).is_some() {
+        if self.table.find(w.seq).is_some() || self.archive.has(w.seq) {
             // It was on disk and came back to its queue; the snapshot or an earlier record has it in memory already.
             match w.state {
                 TaskState::Dead => self.is_dead(w.seq, (w.attempt, w.failed), w.error),

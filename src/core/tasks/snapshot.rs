@@ -112,7 +112,7 @@ impl Board {
             looked += 1;
         }
         // Pages of memory queues add nothing: go on with the next step.
-        if s.ops.is_empty() && s.next < s.pages.len() {
+        if s.ops.is_empty() && looked > 0 {
             return Some(Vec::new());
         }
         let mut out = Vec::with_capacity(s.ops.bytes() + 16);

@@ -9,7 +9,7 @@ use crate::core::time::Tick;
 /// What an entry takes without its records: in the tree, in the order, bytes.
 const ENTRY_BYTES: usize = 128;
 /// Entries forgotten at once.
-const FORGET_MAX: usize = 256;
+pub(super) const FORGET_MAX: usize = 256;
 
 /// 64 consecutive sequences of one queue: which of them are here.
 pub(crate) type Place = (u64, u32);

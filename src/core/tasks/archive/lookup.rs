@@ -20,8 +20,8 @@ pub(super) struct Lookups {
     waiting: VecDeque<Lookup>,
     /// Those that are read for.
     under_way: Vec<(SessionId, u32)>,
-    /// Ids in all of them.
-    ids: usize,
+    /// Tasks that are looked for in all of them.
+    tasks: usize,
 }
 
 /// A question about tasks whose outcomes are in the journal.
@@ -30,8 +30,8 @@ pub struct Lookup {
     session: SessionId,
     request: u32,
     ids: Box<[TaskId]>,
-    /// Sequences of the tasks, ascending.
-    seqs: Box<[u64]>,
+    /// Those of them that are in the journal, by sequence.
+    wanted: Box<[TaskId]>,
     /// Positions of the records to be read, ascending.
     pub records: Vec<u64>,
 }
@@ -39,16 +39,18 @@ pub struct Lookup {
 /// What was found of it.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// State, attempt and result, by sequence.
-    outcomes: HashMap<u64, (TaskState, u32, Box<[u8]>)>,
+    /// State, attempt and result.
+    outcomes: HashMap<TaskId, (TaskState, u32, Box<[u8]>)>,
     /// Length of the results, bytes.
     pub bytes: usize,
+    /// Not all could be read; the log says why.
+    failed: bool,
 }
 
 impl Lookup {
-    /// Who asked.
-    pub fn session(&self) -> SessionId {
-        self.session
+    /// Who asked, and under which id.
+    pub fn asked(&self) -> (SessionId, u32) {
+        (self.session, self.request)
     }
 
     /// Takes what a record has of it.
@@ -64,10 +66,10 @@ impl Lookup {
                 Decision::Cancel { seq } => (seq, (TaskState::Cancelled, 0, &[][..])),
                 _ => return Some(()),
             };
-            if self.seqs.binary_search(&seq).is_ok() {
+            if let Ok(at) = self.wanted.binary_search_by_key(&seq, |id| id.seq()) {
                 let (state, attempt, result) = outcome;
                 found.bytes += result.len();
-                found.outcomes.insert(seq, (state, attempt, result.into()));
+                found.outcomes.insert(self.wanted[at], (state, attempt, result.into()));
             }
             Some(())
         })
@@ -75,9 +77,14 @@ impl Lookup {
 }
 
 impl Found {
+    /// What could not be read.
+    pub fn failed() -> Self {
+        Self { failed: true, ..Self::default() }
+    }
+
     /// The outcome of a task.
     pub(in crate::core::tasks) fn outcome(&self, task: TaskId) -> Option<Task<'_>> {
-        let (state, attempt, payload) = self.outcomes.get(&task.seq())?;
+        let (state, attempt, payload) = self.outcomes.get(&task)?;
         Some(Task { task, state: *state, attempt: *attempt, payload })
     }
 }
@@ -91,15 +98,18 @@ impl Board {
         ids: impl Iterator<Item = TaskId> + Clone,
         sink: &mut impl TaskSink,
     ) -> bool {
-        let records = self.records_of(ids.clone());
-        if records.is_empty() {
+        let mut wanted = self.in_journal(ids.clone());
+        if wanted.is_empty() {
             return false;
         }
-        let ids: Box<[TaskId]> = ids.collect();
+        let mut records: Vec<u64> = wanted.iter().map(|(record, _)| *record).collect();
+        records.sort_unstable();
+        records.dedup();
+        wanted.sort_unstable_by_key(|(_, id)| id.seq());
         let lookups = &mut self.archive.lookups;
-        if lookups.ids + ids.len() > self.limits.waits_max {
-            let (asked, most) = (lookups.ids, self.limits.waits_max);
-            let text = format!("{asked} task ids are looked up on disk; waits_max is {most}");
+        if lookups.tasks > 0 && lookups.tasks + wanted.len() > self.limits.waits_max {
+            let (asked, most) = (lookups.tasks, self.limits.waits_max);
+            let text = format!("{asked} tasks are looked up on disk; waits_max is {most}");
             sink.error(from, request, WireError::new(Code::TooManyWaits, text).retry_after(100));
             return true;
         }
@@ -109,23 +119,19 @@ impl Board {
             sink.error(from, request, WireError::new(Code::MessageTooLarge, text));
             return true;
         }
-        let mut seqs: Box<[u64]> = ids.iter().map(|id| id.seq()).collect();
-        seqs.sort_unstable();
-        lookups.ids += ids.len();
-        lookups.waiting.push_back(Lookup { session: from, request, ids, seqs, records });
+        lookups.tasks += wanted.len();
+        let wanted = wanted.into_iter().map(|(_, id)| id).collect();
+        lookups.waiting.push_back(Lookup { session: from, request, ids: ids.collect(), wanted, records });
         true
     }
 
-    /// The records in which the outcomes of these tasks are, ascending.
-    fn records_of(&self, ids: impl Iterator<Item = TaskId>) -> Vec<u64> {
+    /// Those of these tasks whose outcomes are in the journal alone, each with its record.
+    fn in_journal(&self, ids: impl Iterator<Item = TaskId>) -> Vec<(u64, TaskId)> {
         if self.archive.is_empty() {
             return Vec::new();
         }
         let elsewhere = ids.filter(|id| self.find(*id).is_none());
-        let mut records: Vec<u64> = elsewhere.filter_map(|id| self.archived(id)).collect();
-        records.sort_unstable();
-        records.dedup();
-        records
+        elsewhere.filter_map(|id| Some((self.archived(id)?, id))).collect()
     }
 
     /// The next question for which records have to be read; [`Board::looked_up`] is expected for each.
@@ -138,17 +144,31 @@ impl Board {
     /// Answers a question with what was read for it; what is not there is not known any more. What was in memory when it was asked
     /// and is not any more has to be read first: then it is asked again.
     pub fn looked_up(&mut self, lookup: &Lookup, found: &Found, sink: &mut impl TaskSink) {
+        if !self.end_lookup(lookup) {
+            return; // it was answered otherwise
+        }
         let Lookup { session, request, ids, records, .. } = lookup;
-        let lookups = &mut self.archive.lookups;
-        if let Some(at) = lookups.under_way.iter().position(|l| *l == (*session, *request)) {
-            lookups.under_way.swap_remove(at);
-            lookups.ids -= ids.len();
+        if found.failed {
+            let text = "a result on disk cannot be read; the server's log says why";
+            return sink.error(*session, *request, WireError::new(Code::Internal, text).retry_after(1000));
         }
         let unread = ids.iter().copied().filter(|id| found.outcome(*id).is_none());
-        let more = self.records_of(unread).iter().any(|r| records.binary_search(r).is_err());
+        let more = self.in_journal(unread).iter().any(|(r, _)| records.binary_search(r).is_err());
         if !(more && self.ask_archive(*session, *request, ids.iter().copied(), sink)) {
             self.tell_states(*session, *request, ids.iter().copied(), Some(found), sink);
         }
+    }
+
+    /// Forgets a question. Gives whether it was under way.
+    pub fn end_lookup(&mut self, lookup: &Lookup) -> bool {
+        let lookups = &mut self.archive.lookups;
+        let asked = (lookup.session, lookup.request);
+        let found = lookups.under_way.iter().position(|l| *l == asked);
+        if let Some(at) = found {
+            lookups.under_way.swap_remove(at);
+            lookups.tasks -= lookup.wanted.len();
+        }
+        found.is_some()
     }
 
     /// Sessions and request ids of questions that wait for records.

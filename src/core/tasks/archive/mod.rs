@@ -21,6 +21,8 @@ use crate::planted;
 /// Outcomes of memory queues that are passed over to find one that is in the journal.
 const LOOKED_AT: usize = 4096;
 
+use index::FORGET_MAX;
+
 pub(crate) use index::{Archive, Place};
 pub use lookup::{Found, Lookup};
 
@@ -36,14 +38,28 @@ impl Board {
         if position >= self.archive.floor {
             self.archive.add(seq, queue, until, position);
         }
+        self.bound_archive();
+    }
+
+    /// Forgets what finds no room.
+    pub(super) fn bound_archive(&mut self) {
         while self.archive.bytes() > self.limits.archive_bytes_max {
             self.archive.forget_oldest();
         }
     }
 
+    /// Tasks need memory more than the places of results do: makes room for so many bytes, a bounded part at a time.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        for _ in 0..FORGET_MAX {
+            if self.archive.is_empty() || !self.is_full(bytes) {
+                return;
+            }
+            self.archive.forget_oldest();
+        }
+    }
+
     /// Whether the oldest outcome in memory is worth its room for the moment: where it will be is known once it is durable, or
-    /// replayed behind a snapshot. Those of
-    /// memory queues behind it wait as well, but not without end.
+    /// replayed behind a snapshot. Those of memory queues behind it wait as well, but not without end.
     pub(super) fn is_to_be_recorded(&self) -> bool {
         let most = self.limits.results_bytes_max.saturating_add(2 * self.limits.gather_bytes_max);
         self.limits.archive_bytes_max > 0

@@ -81,7 +81,7 @@ impl Ops {
 
     /// Bytes so far.
     pub(crate) fn bytes(&self) -> usize {
-        self.full_bytes + self.buf.len()
+        self.full_bytes + self.buf.len() + self.finished.len() * size_of::<u64>()
     }
 
     /// Takes the records, the oldest first: one, unless it would be too long. `spare` is

@@ -130,6 +130,7 @@ impl Board {
     /// How memory stands, for the frame that comes.
     pub(super) fn look_at_memory(&mut self, frame_bytes: usize) {
         let on_disk = self.limits.spill_bytes < usize::MAX;
+        self.make_room(frame_bytes);
         self.spill.full = self.is_full(frame_bytes);
         self.spill.pressed = on_disk && (self.spill.full || self.memory_bytes() > self.limits.spill_bytes);
         self.spill.scarce = self.spill.full || self.held_bytes() > self.limits.memory_bytes_max / 4 * 3;

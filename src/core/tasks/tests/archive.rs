@@ -162,3 +162,52 @@ fn a_question_that_needs_too_many_records_is_refused() {
         matches!(room.answer(), Effect::Tasks { tasks, .. } if tasks.iter().all(|t| t.state == TaskState::Completed))
     );
 }
+
+#[test]
+fn nobody_gets_the_result_of_a_task_by_guessing() {
+    let mut room = room(1 << 20);
+    let ids = done(&mut room, 100, 50);
+    let guessed = TaskId::new(hive_proto::Partition(1023), ids[1].seq());
+    room.board.query(CAROL, 1, [ids[0], guessed, ids[1]].into_iter(), &mut room.log);
+    room.look_up();
+    let Effect::Tasks { tasks, .. } = room.answer() else { panic!("no answer") };
+    assert_eq!((tasks[1].state, tasks[1].payload.len()), (TaskState::Unknown, 0));
+    assert_eq!((tasks[0].payload.len(), tasks[2].payload.len()), (100, 100));
+}
+
+#[test]
+fn a_question_is_answered_once_whatever_comes_first() {
+    let mut room = room(1 << 20);
+    let ids = done(&mut room, 100, 50);
+    room.board.query(CAROL, 1, [ids[0]].into_iter(), &mut room.log);
+    let lookup = room.board.next_lookup().expect("asked");
+    assert_eq!(room.board.end_lookups(), [(CAROL, 1)]);
+    room.board.looked_up(&lookup, &Found::default(), &mut room.log);
+    assert_eq!(room.said(), []);
+    room.board.query(CAROL, 2, [ids[0]].into_iter(), &mut room.log);
+    let lookup = room.board.next_lookup().expect("asked");
+    room.board.looked_up(&lookup, &Found::failed(), &mut room.log);
+    assert_eq!(code(&room.answer()), Code::Internal);
+    assert_eq!(known(&mut room, ids[0]), result(ids[0]));
+}
+
+/// However many tasks of memory queues come last, the entries are written.
+#[test]
+fn a_snapshot_has_them_whatever_else_there_is() {
+    for others in 7_950..8_150 {
+        let mut room = room(1 << 20);
+        room.board.declare("fast", POLICY).unwrap();
+        done(&mut room, 100, 50);
+        for batch in vec![(&[][..], &b"p"[..]); others].chunks(500) {
+            let frame = room.frame(ALICE, "fast");
+            room.submit_frame(frame, batch);
+        }
+        room.commit();
+        let mut snapshot = room.board.begin_snapshot();
+        let steps = std::iter::from_fn(|| room.board.snapshot_step(&mut snapshot, room.now, 1 << 20));
+        let records = super::model::records_of(&steps.flatten().collect::<Vec<u8>>());
+        let (limits, covered) = (room.board.limits.clone(), room.journal.len());
+        let later = super::commit::replay_from(limits, &records, covered, &room.journal);
+        assert_eq!(later.board.archived_len(), room.board.archived_len(), "{others}");
+    }
+}

@@ -323,7 +323,7 @@ fn run_with_a_slow_disk(limits: &Limits, ops: &[Op], disk: &[bool], snapshot_at:
 }
 
 /// The records of a snapshot.
-fn records_of(mut written: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn records_of(mut written: &[u8]) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     while let Some((length, body)) = written.split_first_chunk() {
         let (record, more) = body.split_at(u32::from_le_bytes(*length) as usize);
