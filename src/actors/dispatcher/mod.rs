@@ -347,9 +347,6 @@ impl Dispatcher {
             }
             Journaled::LowSpace(low) => {
                 self.journal.low_space = low;
-                if let Some(s) = self.snapshots.as_mut().filter(|_| low) {
-                    s.soon(); // so that the journal can be trimmed
-                }
                 self.legacy.borrow_mut().journal.low_space = low;
             }
             Journaled::Failed(why) => {

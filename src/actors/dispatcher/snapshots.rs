@@ -64,11 +64,6 @@ impl Snapshots {
         }
     }
 
-    /// The next commit begins one, unless one is under way.
-    pub(super) fn soon(&mut self) {
-        self.since = self.since.max(self.bytes_min.max(2 * self.last_bytes));
-    }
-
     /// Whether a step is to be made soon.
     pub(super) fn is_running(&self) -> bool {
         self.running.is_some()

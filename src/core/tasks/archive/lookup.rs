@@ -147,13 +147,14 @@ impl Board {
         if !self.end_lookup(lookup) {
             return; // it was answered otherwise
         }
-        let Lookup { session, request, ids, records, .. } = lookup;
+        let Lookup { session, request, ids, wanted, .. } = lookup;
         if found.failed {
             let text = "a result on disk cannot be read; the server's log says why";
             return sink.error(*session, *request, WireError::new(Code::Internal, text).retry_after(1000));
         }
         let unread = ids.iter().copied().filter(|id| found.outcome(*id).is_none());
-        let more = self.in_journal(unread).iter().any(|(r, _)| records.binary_search(r).is_err());
+        let is_new = |id: &TaskId| wanted.binary_search_by_key(&id.seq(), |w| w.seq()).is_err();
+        let more = self.in_journal(unread).iter().any(|(_, id)| is_new(id));
         if !(more && self.ask_archive(*session, *request, ids.iter().copied(), sink)) {
             self.tell_states(*session, *request, ids.iter().copied(), Some(found), sink);
         }

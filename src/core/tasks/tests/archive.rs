@@ -129,23 +129,26 @@ fn they_go_with_their_time_and_when_there_is_no_memory_for_their_places() {
 
 #[test]
 fn what_leaves_memory_while_a_question_is_under_way_is_read_as_well() {
-    let mut room = room(1 << 20);
-    let ids = done(&mut room, 20, 10);
-    assert_eq!(room.board.archived_len(), 10);
-    room.board.query(CAROL, 5, ids.iter().copied(), &mut room.log);
-    let lookup = room.board.next_lookup().expect("ten are in the journal");
-    let mut found = Found::default();
-    for at in &lookup.records {
-        lookup.read(&room.journal[*at as usize - 1], &mut found).expect("a good record");
+    // In records of their own, and in the very one that is read anyway.
+    for together in [10, 20] {
+        let mut room = room(1 << 20);
+        let ids = done(&mut room, 20, together);
+        assert_eq!(room.board.archived_len(), 10);
+        room.board.query(CAROL, 5, ids.iter().copied(), &mut room.log);
+        let lookup = room.board.next_lookup().expect("ten are in the journal");
+        let mut found = Found::default();
+        for at in &lookup.records {
+            lookup.read(&room.journal[*at as usize - 1], &mut found).expect("a good record");
+        }
+        done(&mut room, 10, 10);
+        assert_eq!(room.board.archived_len(), 20);
+        room.board.looked_up(&lookup, &found, &mut room.log);
+        assert_eq!(room.said(), [], "more has to be read");
+        assert_eq!(room.board.open_waits().count(), 1);
+        room.look_up();
+        let Effect::Tasks { to: CAROL, request: 5, tasks } = room.answer() else { panic!("no answer") };
+        assert!(tasks.iter().all(|t| t.state == TaskState::Completed) && tasks.len() == 20);
     }
-    done(&mut room, 10, 10);
-    assert_eq!(room.board.archived_len(), 20);
-    room.board.looked_up(&lookup, &found, &mut room.log);
-    assert_eq!(room.said(), [], "more has to be read");
-    assert_eq!(room.board.open_waits().count(), 1);
-    room.look_up();
-    let Effect::Tasks { to: CAROL, request: 5, tasks } = room.answer() else { panic!("no answer") };
-    assert!(tasks.iter().all(|t| t.state == TaskState::Completed) && tasks.len() == 20);
 }
 
 #[test]
