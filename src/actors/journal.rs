@@ -67,16 +67,15 @@ pub struct Segment {
 
 /// The position from which on no record is missing, as segments go from the oldest to the latest.
 pub fn whole_from(segments: &[Segment]) -> Position {
-    let latest = segments.last().map_or(Position::NONE, |s| s.first);
-    segments
-        .iter()
-        .rev()
-        .skip(1)
-        .fold((latest, true), |(from, whole), s| {
-            let whole = whole && s.last.next() == from;
-            (if whole { s.first } else { from }, whole)
-        })
-        .0
+    let Some((latest, before)) = segments.split_last() else { return Position::NONE };
+    let mut from = latest.first;
+    for s in before.iter().rev() {
+        if s.last.next() != from {
+            break;
+        }
+        from = s.first;
+    }
+    from
 }
 
 /// Where stored bytes are not what was written, and what can be done.

@@ -175,7 +175,7 @@ impl Replay {
                     self.board.free_payload(slot);
                     self.board.finish(time, slot, TaskState::Cancelled, Blob::EMPTY, &mut Nobody);
                 }
-                None => self.board.is_recorded(seq),
+                None => self.board.is_recorded(seq, self.board.archive.replayed),
             },
             Decision::Bury { seq, attempt, failed, error } => {
                 let error = if planted::is("error_lost") { "" } else { error };
@@ -332,20 +332,14 @@ impl Board {
     }
 
     fn restore_result(&mut self, time: Tick, seq: u64, attempt: u32, result: &[u8]) {
-        let Some(slot) = self.detach_any(seq) else { return self.is_recorded(seq) };
+        let Some(slot) = self.detach_any(seq) else {
+            // The snapshot has the outcome, and may not know its record.
+            return self.is_recorded(seq, self.archive.replayed);
+        };
         self.table[slot].attempt = attempt;
         self.free_payload(slot);
         let blob = self.results.put([result, &[]]);
         self.finish(time, slot, TaskState::Completed, blob, &mut Nobody);
-    }
-
-    /// The snapshot has the outcome of a task, and may not know its record, which is replayed now.
-    fn is_recorded(&mut self, seq: u64) {
-        if let Some(slot) = self.table.find(seq)
-            && matches!(self.table[slot].state, TaskState::Completed | TaskState::Cancelled)
-        {
-            self.table[slot].owner = self.archive.replayed;
-        }
     }
 
     /// The same for a task that may be on disk, whose payload is not needed any more.

@@ -18,13 +18,13 @@ use super::Board;
 use super::table::Slot;
 use crate::planted;
 
-/// Outcomes of memory queues that are passed over to find one that is in the journal.
-const LOOKED_AT: usize = 4096;
-
 use index::FORGET_MAX;
 
 pub(crate) use index::{Archive, Place};
 pub use lookup::{Found, Lookup};
+
+/// Outcomes of memory queues that are passed over to find one that is in the journal.
+const LOOKED_AT: usize = 4096;
 
 impl Board {
     /// Moves an outcome for which there is no room to where only its record is known, if that is known and will stay.
@@ -73,14 +73,17 @@ impl Board {
     pub(super) fn outcomes_recorded(&mut self, position: u64, seqs: &[u64]) {
         let position = position - u64::from(planted::is("archived_too_low") && !seqs.is_empty());
         self.archive.last = self.archive.last.max(position);
-        for seq in seqs {
-            if let Some(slot) = self.table.find(*seq)
-                && matches!(self.table[slot].state, TaskState::Completed | TaskState::Cancelled)
-            {
-                self.table[slot].owner = position as u32;
-            }
-        }
+        seqs.iter().for_each(|seq| self.is_recorded(*seq, position as u32));
         self.forget_surplus();
+    }
+
+    /// The outcome of a task, if it is in memory, is in the record of whose position this is the lower half.
+    pub(super) fn is_recorded(&mut self, seq: u64, record: u32) {
+        if let Some(slot) = self.table.find(seq)
+            && matches!(self.table[slot].state, TaskState::Completed | TaskState::Cancelled)
+        {
+            self.table[slot].owner = record;
+        }
     }
 
     /// Where the record of an outcome in memory is; 0 where that is not known.
