@@ -131,8 +131,9 @@ impl Desk {
     fn done(&self, inlet: &Inlet, news: Journaled) {
         let mut place = self.0.place.lock();
         place.busy = false;
-        inlet.journaled(news);
+        inlet.put_journaled(news);
         drop(place);
+        inlet.wake();
         self.0.idle.notify_all();
     }
 }

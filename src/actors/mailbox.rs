@@ -51,10 +51,15 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether there is but one frame.
-    pub fn is_one_frame(&self) -> bool {
-        FrameRef::parse(&self.chunk).is_some_and(|f| f.bytes() == self.chunk.len())
+    /// Whether there is but one thing in it.
+    pub fn is_one_thing(&self) -> bool {
+        is_one_thing(&self.chunk)
     }
+}
+
+/// Whether complete frames are but one, about one task at most.
+pub fn is_one_thing(frames: &[u8]) -> bool {
+    FrameRef::parse(frames).is_some_and(|f| f.bytes() == frames.len() && f.prefix.count <= 1)
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +127,17 @@ impl Inlet {
 
     /// Says what became of a record. Never refused: one is under way at a time.
     pub fn journaled(&self, journaled: Journaled) {
+        self.put_journaled(journaled);
+        self.wake();
+    }
+
+    /// The same, for a caller that holds a lock which the receiver will want: [`Self::wake`] is to follow.
+    pub fn put_journaled(&self, journaled: Journaled) {
         self.0.queue.lock().journaled.push(Input::Journaled(journaled));
+    }
+
+    /// Wakes the receiver.
+    pub fn wake(&self) {
         self.0.receiver.wake();
     }
 

@@ -197,7 +197,7 @@ impl Dispatcher {
         assert!(!std::mem::take(&mut self.fault), "injected fault");
         self.board.set_elsewhere(self.legacy.borrow().setup.directory.pool.subscriptions());
         if let [Input::Frames(batch)] = &self.inputs[..]
-            && batch.is_one_frame()
+            && batch.is_one_thing()
         {
             busy::alone(batch.read_at);
         }
@@ -282,7 +282,7 @@ impl Dispatcher {
     /// Hands what was decided to the journaler, unless it is at work. Gives whether it did.
     fn write(&mut self, now: Tick) -> bool {
         let Some(desk) = &self.desk else { return false };
-        if let Some((body, ops)) = self.board.seal(now, std::mem::take(&mut self.spare)) {
+        if let Some((body, ops)) = self.board.seal(now, &mut self.spare) {
             self.out.seal();
             desk.put(Order { incarnation: self.incarnation, body, ops });
             return true;

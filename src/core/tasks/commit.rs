@@ -86,9 +86,9 @@ impl Board {
     }
 
     /// Hands over what was decided since the last time: a record, and the decisions in it. `None` while the record before
-    /// is being written, or when there is nothing. `spare` is an empty buffer to go on with. What is too long for one record
-    /// comes in several: take them by [`Board::next_record`], one after the other.
-    pub fn seal(&mut self, now: Tick, spare: Vec<u8>) -> Option<(Vec<u8>, u32)> {
+    /// is being written, or when there is nothing. Else `spare`, an empty buffer, is taken to go on with. What is too long for one
+    /// record comes in several: take them by [`Board::next_record`], one after the other.
+    pub fn seal(&mut self, now: Tick, spare: &mut Vec<u8>) -> Option<(Vec<u8>, u32)> {
         if self.commit.busy || self.ops.is_empty() {
             return None;
         }
@@ -99,7 +99,7 @@ impl Board {
             let lane = &mut self.lanes[*lane as usize];
             lane.in_flight = std::mem::take(&mut lane.gathering);
         }
-        self.commit.records = self.ops.seal(now, spare);
+        self.commit.records = self.ops.seal(now, std::mem::take(spare));
         self.next_record()
     }
 

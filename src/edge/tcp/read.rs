@@ -16,7 +16,7 @@ use super::arriving::Partial;
 use super::session::Session;
 use crate::actors::busy;
 use crate::actors::directory::InFlight;
-use crate::actors::mailbox::{Batch, Inlet};
+use crate::actors::mailbox::{Batch, Inlet, is_one_thing};
 use crate::core::time::Tick;
 
 /// What one read may bring, bytes.
@@ -212,7 +212,10 @@ impl Session {
         if matches!(class, Class::Hub(_) | Class::Agents) {
             self.peer.requests.store(true, Ordering::Relaxed);
         }
-        if frames == 1 && (class == Class::Dispatcher || matches!(chunk[5], REQUEST | REPLY)) {
+        if frames == 1
+            && (class == Class::Dispatcher || matches!(chunk[5], REQUEST | REPLY))
+            && is_one_thing(&chunk)
+        {
             busy::alone(now);
         }
         match class {

@@ -103,7 +103,8 @@ impl Ops {
         let body = std::mem::replace(&mut self.buf, spare);
         self.buf.clear();
         let (ops, spilled) = (std::mem::take(&mut self.count), std::mem::take(&mut self.spilled));
-        let finished = std::mem::take(&mut self.finished);
+        let finished = Vec::with_capacity(self.finished.len()); // the next record will be about as long
+        let finished = std::mem::replace(&mut self.finished, finished);
         self.places.clear();
         if ops > 0 {
             self.full_bytes += body.len();

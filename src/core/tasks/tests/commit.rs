@@ -33,7 +33,7 @@ impl Room {
 
     /// Writes what has been decided, which is not durable yet.
     pub(super) fn seal(&mut self) -> Option<Vec<u8>> {
-        let (body, _) = self.board.seal(self.now, Vec::new())?;
+        let (body, _) = self.board.seal(self.now, &mut Vec::new())?;
         self.journal.push(body.clone());
         Some(body)
     }
@@ -205,12 +205,12 @@ fn nothing_is_told_or_given_before_it_is_durable() {
     let frame = room.frame(ALICE, "q");
     room.submit_frame(SubmitFrame { watch: true, ..frame }, &[(b"", b"one")]);
     assert_eq!((room.said(), room.given()), (vec![], String::new()));
-    let (first, count) = room.board.seal(room.now, Vec::new()).expect("a record");
+    let (first, count) = room.board.seal(room.now, &mut Vec::new()).expect("a record");
     assert_eq!(count, 2, "the lane and the task");
     // The next one is gathered while the first is being written.
     let frame = room.frame(ALICE, "q");
     room.submit_frame(frame, &[(b"", b"two")]);
-    assert!(room.board.seal(room.now, Vec::new()).is_none(), "one record at a time");
+    assert!(room.board.seal(room.now, &mut Vec::new()).is_none(), "one record at a time");
     assert_eq!((room.said(), room.given()), (vec![], String::new()));
     room.board.committed();
     assert_eq!(room.given(), "one");
@@ -251,7 +251,7 @@ fn a_task_may_be_cancelled_or_come_due_before_it_is_durable() {
     let options = |ms| messages::encode(&TaskOptions { delay_ms: Some(ms), ..TaskOptions::default() });
     let frame = room.frame(ALICE, "q");
     room.submit_frame(frame, &[(b"", b"a"), (&options(5), b"b")]);
-    let first = room.board.seal(room.now, Vec::new()).expect("a record").0;
+    let first = room.board.seal(room.now, &mut Vec::new()).expect("a record").0;
     let frame = room.frame(ALICE, "q");
     room.submit_frame(frame, &[(b"", b"c"), (&options(5), b"d")]);
     room.after_ms(6);
@@ -328,7 +328,7 @@ fn what_is_replayed_is_not_journaled_once_more() {
     let mut replay = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
     records.iter().for_each(|r| replay.apply(r, 1).expect("a good record"));
     let now = replay.time();
-    let (_, decisions) = replay.finish(EPOCH + 1, 0).seal(now, Vec::new()).expect("the epoch");
+    let (_, decisions) = replay.finish(EPOCH + 1, 0).seal(now, &mut Vec::new()).expect("the epoch");
     assert_eq!(decisions, 1);
 }
 
@@ -359,7 +359,7 @@ fn watchers_of_an_earlier_process_are_nobody() {
         let mut next = Replay::new(Board::new(limits(), DURABLE, identity()), u32::MAX);
         next.apply(&first, 1).unwrap();
         let mut board = next.finish(EPOCH + 1, 0);
-        board.seal(room.now, Vec::new()).expect("the epoch").0
+        board.seal(room.now, &mut Vec::new()).expect("the epoch").0
     };
     // The second process replays once more, after a panic: it keeps its own watchers only.
     let mut third = Replay::new(Board::new(limits(), DURABLE, identity()), EPOCH + 1);
