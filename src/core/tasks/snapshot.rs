@@ -7,7 +7,6 @@
 use hive_proto::TaskState;
 
 use super::Board;
-use super::archive::Place;
 use super::ops::{Ops, Whole};
 use super::spill::{Bits, Run, ranges};
 use super::table::Slot;
@@ -33,8 +32,8 @@ pub struct Snapshot {
     bits: std::vec::IntoIter<Bits>,
     runs: std::vec::IntoIter<(u32, Run)>,
     needs: Vec<(u64, u64)>,
-    /// The last entry of the archive that was written. They come last: an outcome that leaves the table meanwhile is among them.
-    archived: Option<Place>,
+    /// The number of the next entry of the archive. They come last: an outcome that leaves the table meanwhile is among them.
+    archived: u64,
     ops: Ops,
 }
 
@@ -63,7 +62,7 @@ impl Board {
             place: 0,
             begun: false,
             lanes: 0,
-            archived: None,
+            archived: 0,
             ops: Ops::new(self.limits.record_bytes),
         }
     }
@@ -105,10 +104,10 @@ impl Board {
         }
         let all = s.next == s.pages.len() && !planted::is("archive_lost");
         while all && s.ops.bytes() < bytes && looked < STEP_TASKS {
-            let Some((place, entry, records)) = self.archive.after(s.archived) else { break };
+            let Some((number, place, entry, records)) = self.archive.numbered(s.archived) else { break };
             let lane = self.queues[place.1 as usize].lanes[0];
             s.ops.outcomes(lane, place.0, entry.mask, entry.until, records);
-            s.archived = Some(place);
+            s.archived = number + 1;
             looked += 1;
         }
         // Pages of memory queues add nothing: go on with the next step.

@@ -1,13 +1,12 @@
 //! Which outcomes are in the journal, and in which records.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
 
 use super::lookup::Lookups;
 use crate::core::time::Tick;
 
-/// What an entry takes without its records: in the tree, in the order, bytes.
-const ENTRY_BYTES: usize = 128;
+/// What an entry takes without its records: its own and its place in the tree, bytes.
+const ENTRY_BYTES: usize = 144;
 /// Entries forgotten at once.
 pub(super) const FORGET_MAX: usize = 256;
 
@@ -51,9 +50,13 @@ impl Entry {
 /// All that a board knows of outcomes in the journal.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
-    entries: BTreeMap<Place, Entry>,
     /// The oldest first.
-    order: VecDeque<Place>,
+    entries: VecDeque<(Place, Entry)>,
+    /// The number of each entry; the oldest has `forgotten`.
+    numbers: BTreeMap<Place, u64>,
+    forgotten: u64,
+    /// The number of the entry that got something last: tasks that follow each other are mostly settled together.
+    latest: u64,
     /// Memory of their records, bytes.
     record_bytes: usize,
     /// Outcomes.
@@ -83,11 +86,8 @@ impl Archive {
     /// Adds an outcome.
     pub(crate) fn add(&mut self, seq: u64, queue: u32, until: Tick, position: u64) {
         let (place, bit) = ((seq / 64, queue), 1 << (seq % 64));
-        let order = &mut self.order;
-        let entry = self.entries.entry(place).or_insert_with(|| {
-            order.push_back(place);
-            Entry::default()
-        });
+        let at = self.place(place);
+        let entry = &mut self.entries[at].1;
         if entry.mask & bit == 0 {
             let before = entry.records.capacity();
             entry.add(bit, position as u32);
@@ -98,11 +98,29 @@ impl Archive {
         self.last = self.last.max(position);
     }
 
+    /// Where in `entries` the one of a place is, a new one if there was none.
+    fn place(&mut self, place: Place) -> usize {
+        let latest = self.latest.wrapping_sub(self.forgotten) as usize;
+        if self.entries.get(latest).is_some_and(|(p, _)| *p == place) {
+            return latest;
+        }
+        let next = self.forgotten + self.entries.len() as u64;
+        self.latest = *self.numbers.entry(place).or_insert(next);
+        if self.latest == next {
+            self.entries.push_back((place, Entry::default()));
+        }
+        (self.latest - self.forgotten) as usize
+    }
+
+    fn entry(&self, number: u64) -> &Entry {
+        &self.entries[(number - self.forgotten) as usize].1
+    }
+
     /// The queue and the record of a task whose outcome is here.
     pub(super) fn find(&self, seq: u64) -> impl Iterator<Item = (u32, u64)> + '_ {
         let (page, bit) = (seq / 64, 1 << (seq % 64));
-        let entries = self.entries.range((page, 0)..=(page, u32::MAX));
-        entries.filter_map(move |((_, queue), e)| Some((*queue, self.position(e.record(bit)?))))
+        let places = self.numbers.range((page, 0)..=(page, u32::MAX));
+        places.filter_map(move |((_, queue), n)| Some((*queue, self.position(self.entry(*n).record(bit)?))))
     }
 
     /// Whether the outcome of a task is here.
@@ -120,34 +138,37 @@ impl Archive {
     /// Panics unless what is counted is what is there.
     #[cfg(test)]
     pub(crate) fn check(&self) {
-        let mut places: Vec<Place> = self.order.iter().copied().collect();
-        places.sort_unstable();
-        assert!(self.entries.keys().copied().eq(places), "each entry has its turn");
-        assert_eq!(self.len, self.entries.values().map(|e| e.mask.count_ones() as usize).sum::<usize>());
-        let capacity: usize = self.entries.values().map(|e| e.records.capacity() * size_of::<u32>()).sum();
-        assert_eq!(self.record_bytes, capacity);
-        for e in self.entries.values() {
+        assert_eq!(self.numbers.len(), self.entries.len(), "each entry has its number");
+        for (at, (place, e)) in self.entries.iter().enumerate() {
+            assert_eq!(self.numbers.get(place), Some(&(self.forgotten + at as u64)));
             assert!(self.from() <= Some(self.first(e)), "the oldest does not go first");
             assert!(e.mask != 0 && (e.records.len() == 1 || e.records.len() == e.mask.count_ones() as usize));
         }
+        let entries = || self.entries.iter().map(|(_, e)| e);
+        assert_eq!(self.len, entries().map(|e| e.mask.count_ones() as usize).sum::<usize>());
+        let capacity: usize = entries().map(|e| e.records.capacity() * size_of::<u32>()).sum();
+        assert_eq!(self.record_bytes, capacity);
     }
 
     pub(super) fn forget_oldest(&mut self) {
-        if let Some(entry) = self.order.pop_front().and_then(|place| self.entries.remove(&place)) {
+        if let Some((place, entry)) = self.entries.pop_front() {
+            self.numbers.remove(&place);
+            self.forgotten += 1;
             self.record_bytes -= entry.records.capacity() * size_of::<u32>();
             self.len -= entry.mask.count_ones() as usize;
         }
     }
 
     pub(super) fn oldest(&self) -> Option<&Entry> {
-        self.order.front().and_then(|place| self.entries.get(place))
+        self.entries.front().map(|(_, entry)| entry)
     }
 
     /// Puts entries that were read from a snapshot in the order in which they will go.
     pub(crate) fn sort(&mut self) {
-        let mut order = std::mem::take(&mut self.order);
-        order.make_contiguous().sort_by_cached_key(|place| self.entries.get(place).map(|e| self.first(e)));
-        self.order = order;
+        let mut entries: Vec<(Place, Entry)> = std::mem::take(&mut self.entries).into();
+        entries.sort_by_cached_key(|(_, e)| self.first(e));
+        self.numbers = (self.forgotten..).zip(&entries).map(|(n, (place, _))| (*place, n)).collect();
+        self.entries = entries.into();
     }
 
     /// Position of the first record of an entry.
@@ -181,13 +202,13 @@ impl Archive {
         }
     }
 
-    /// The next entry behind a place, with the positions of its records.
-    pub(crate) fn after(
+    /// The first entry with this number or a later one, with its own number and the positions of its records.
+    pub(crate) fn numbered(
         &self,
-        place: Option<Place>,
-    ) -> Option<(Place, &Entry, impl ExactSizeIterator<Item = u64>)> {
-        let from = place.map_or(Bound::Unbounded, Bound::Excluded);
-        let (place, entry) = self.entries.range((from, Bound::Unbounded)).next()?;
-        Some((*place, entry, entry.records.iter().map(|r| self.position(*r))))
+        number: u64,
+    ) -> Option<(u64, Place, &Entry, impl ExactSizeIterator<Item = u64>)> {
+        let number = number.max(self.forgotten);
+        let (place, entry) = self.entries.get((number - self.forgotten) as usize)?;
+        Some((number, *place, entry, entry.records.iter().map(|r| self.position(*r))))
     }
 }

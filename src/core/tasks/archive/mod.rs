@@ -6,7 +6,7 @@
 //!                                           └──query──▶ Lookup ──▶ whoever reads ──looked_up──▶ answer
 //! ```
 //!
-//! Tasks that were submitted together are mostly settled together, so an entry is for 64 of them, and is two bytes for each where one
+//! Tasks that were submitted together are mostly settled together, so an entry is for 64 of them, and is 2.5 bytes for each where one
 //! record has them all, six where each is elsewhere.
 
 mod index;
@@ -20,7 +20,7 @@ use crate::planted;
 
 use index::FORGET_MAX;
 
-pub(crate) use index::{Archive, Place};
+pub(crate) use index::Archive;
 pub use lookup::{Found, Lookup};
 
 /// Outcomes of memory queues that are passed over to find one that is in the journal.

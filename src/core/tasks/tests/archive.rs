@@ -55,8 +55,8 @@ fn results_that_find_no_room_are_read_from_the_journal() {
     for id in &ids {
         assert_eq!(known(&mut room, *id), result(*id));
     }
-    // Where one record has them all, they take little more than two bytes each.
-    assert!(room.board.archive.bytes() <= 11 * 144, "{}", room.board.archive.bytes());
+    // Where one record has them all, they take two and a half bytes each.
+    assert!(room.board.archive.bytes() <= 11 * 160, "{}", room.board.archive.bytes());
     let more = done(&mut room, 200, 1);
     for id in ids.iter().chain(&more).step_by(7) {
         assert_eq!(known(&mut room, *id), result(*id));
