@@ -18,13 +18,16 @@ use crate::actors::mailbox::Inlet;
 use crate::actors::outbox::OutboxLimits;
 use crate::actors::supervise::{Roster, Supervised};
 use crate::actors::{busy, dispatcher, fetcher, hub, sessions, snapshotter};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::core::hub::HubLimits;
 use crate::core::tasks;
 use crate::edge::journal::{self, LocalReader, LocalSnapshots, LocalWriter};
 use crate::edge::tcp::{Shard, Terms, TokenDigest, session::Spawner};
 use crate::edge::{clock, host};
 use crate::planted;
+
+/// Files of the journal that are kept to be used again, however short they are.
+const SPARES_MAX: u64 = 32;
 
 /// What all shards are made from.
 pub(super) struct Plan {
@@ -197,9 +200,12 @@ impl Plan {
     }
 
     fn journal_options(&self, salt: u32) -> journal::Options {
-        let segment_bytes = self.config.journal.segment_bytes;
+        let config::Journal { segment_bytes, snapshot_bytes, direct_io: direct, .. } = self.config.journal;
+        // What one snapshot lets go is what is written until the next.
+        let spares_max = (snapshot_bytes / segment_bytes + 1).min(SPARES_MAX) as usize;
         // The longest record is as long as it must be: whatever a segment holds is taken.
-        journal::Options { segment_bytes, batch_bytes_max: usize::MAX, ..journal::Options::new(salt) }
+        let batch_bytes_max = usize::MAX;
+        journal::Options { segment_bytes, batch_bytes_max, direct, spares_max, ..journal::Options::new(salt) }
     }
 
     pub(super) async fn start_journaler(&mut self, arbiter: &Arbiter) -> Option<Supervised<LocalJournaler>> {

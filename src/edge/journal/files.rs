@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 /// Names that are listed at most; a directory with more is not a journal's.
 const NAMES_MAX: usize = 1 << 20;
 
@@ -99,6 +101,11 @@ pub trait File: Send + Sync + 'static {
     /// # Errors
     /// The system does not tell.
     fn size(&self) -> io::Result<u64>;
+
+    /// From now on writes go past the system's page cache (`true`), or through it. Those past it are whole blocks of 4 KiB, in the file
+    /// as in memory. Gives whether it is done so; it may still turn out that writes are refused with
+    /// [`io::ErrorKind::InvalidInput`].
+    fn direct(&self, on: bool) -> bool;
 
     /// What is durable will hardly be read: the system need not hold it in memory.
     fn is_cold(&self) {}
@@ -232,6 +239,12 @@ impl File for fs::File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn direct(&self, on: bool) -> bool {
+        let flags = rustix::fs::fcntl_getfl(self);
+        let flags = flags.map(|f| if on { f | OFlags::DIRECT } else { f - OFlags::DIRECT });
+        flags.and_then(|f| rustix::fs::fcntl_setfl(self, f)).is_ok()
     }
 
     fn is_cold(&self) {

@@ -7,12 +7,16 @@
 //!  12 salt             u32                          8 crc                         u32
 //!  16 first position   u64                         12 crc of the previous record  u32
 //!  24 crc of the previous segment's last record    16 position                    u64
-//!  28 epoch of that record u32, zeroes             24 epoch                       u32
-//!  60 crc of the 60 bytes before                   28 operations                  u32
+//!  28 epoch of that record u32                     24 epoch                       u32
+//!  32 used before u8, 0 or 1, zeroes               28 operations                  u32
+//!  60 crc of the 60 bytes before
 //! ```
 //!
+//! Behind the last record are zeroes, or, in a file that was another segment before, what that has left there.
+//!
 //! The crc of a record is CRC-32C over its header without the crc itself, its body and its padding, and begins with the
-//! salt. The salt is a secret of the journal: a client that puts bytes of a record into a payload cannot make them look like one.
+//! salt. The salt is a secret of the journal: a client that puts bytes of a record into a payload cannot make them look like one. Each
+//! segment's follows from that of the one before, so that records of an earlier life of the file are no records.
 
 /// Length of a segment's header, bytes.
 pub(super) const SEGMENT_HEADER: u64 = 64;
@@ -35,6 +39,8 @@ pub(super) struct SegmentHeader {
     pub(super) first: u64,
     pub(super) prev: u32,
     pub(super) epoch: u32,
+    /// The file was another segment before.
+    pub(super) used: bool,
 }
 
 /// Why bytes are no header of a segment.
@@ -55,6 +61,7 @@ impl SegmentHeader {
         b[16..24].copy_from_slice(&self.first.to_le_bytes());
         b[24..28].copy_from_slice(&self.prev.to_le_bytes());
         b[28..32].copy_from_slice(&self.epoch.to_le_bytes());
+        b[32] = u8::from(self.used);
         let crc = crc32c::crc32c(&b[..60]);
         b[60..].copy_from_slice(&crc.to_le_bytes());
         b
@@ -76,7 +83,13 @@ impl SegmentHeader {
         if crc32c::crc32c(&b[..60]) != u32_at(b, 60) {
             return Err(NoSegment::Damaged("the checksum of the segment's header does not hold"));
         }
-        Ok(Self { salt: u32_at(b, 12), first: u64_at(b, 16), prev: u32_at(b, 24), epoch: u32_at(b, 28) })
+        let (salt, first, prev, epoch) = (u32_at(b, 12), u64_at(b, 16), u32_at(b, 24), u32_at(b, 28));
+        Ok(Self { salt, first, prev, epoch, used: b[32] == 1 })
+    }
+
+    /// The salt of the segment that begins with `first` behind one with `salt`.
+    pub(super) fn salt_after(salt: u32, first: u64) -> u32 {
+        crc32c::crc32c_append(salt, &first.to_le_bytes())
     }
 }
 
@@ -154,6 +167,14 @@ pub(super) fn segment_name(first: u64) -> String {
     format!("{first:020}.seg")
 }
 
+/// Name of a file that was the segment which began with a position, and can become another one.
+pub(super) fn spare_name(first: u64) -> String {
+    format!("{first:020}{SPARE}")
+}
+
+/// How the name of such a file ends.
+pub(super) const SPARE: &str = ".spare";
+
 /// Positions end here: nobody gets so far, and one more is always a number.
 const POSITION_MAX: u64 = u64::MAX / 2;
 
@@ -191,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_later_version_is_told_from_damage() {
-        let header = SegmentHeader { salt: 1, first: 2, prev: 3, epoch: 4 };
+        let header = SegmentHeader { salt: 1, first: 2, prev: 3, epoch: 4, used: true };
         let good = header.encode();
         assert_eq!(SegmentHeader::decode(&good), Ok(header));
         for i in 0..good.len() {

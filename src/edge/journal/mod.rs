@@ -1,28 +1,28 @@
 //! The journal of one machine: segment files in a directory.
 //!
 //! ```text
-//!  00000000000000000001.seg   sealed: records up to its last byte
-//!  00000000000000071204.seg   the last: records, then zeroes that were written ahead
-//!  reserve                    space for the end, given up when the disk is full
-//!  lock                       held by the one process that may write
+//!  00000000000000000001.seg     sealed: records up to its last byte
+//!  00000000000000071204.seg     the last: records, then what was written ahead or was there before
+//!  00000000000000000001.spare   was a segment, and becomes one again
+//!  reserve                      space for the end, given up when the disk is full
+//!  lock                         held by the one process that may write
 //! ```
 //!
-//! An append is one `pwritev` and one `fdatasync`. A disk syncs twice as fast where bytes are overwritten as where the
-//! file grows, because a new length is a second write of the file system. So a small append that runs out of prepared space carries zeroes
-//! behind it, and the next ones overwrite them; zeroes behind the last record are a clean end. Large batches are bound by
-//! bytes, not by syncs, and prepare nothing. Measured on a virtual disk with ext4, best of seven (`tests/speed.rs`):
+//! An append is a `pwritev` past the page cache and an `fdatasync`. A disk syncs twice as fast where bytes are overwritten as where the
+//! file grows, because new space is a second write of the file system. So segments that nobody needs are written over by the next ones; and where there are none, a
+//! small append that runs out of prepared space carries zeroes behind it, and the next ones overwrite them. Large batches are bound by
+//! bytes, not by syncs, and prepare nothing. Measured on a virtual disk with ext4, best of seven (`tests/speed.rs`), appends/s:
 //!
-//! | record | over zeroes | where the file grows |
-//! |---:|---:|---:|
-//! | 100 bytes | 11,100 appends/s | 7,600 |
-//! | 16 kB | 9,700 | 5,900 |
-//! | 64 kB | 7,400 (470 MB/s) | 4,900 (310 MB/s) |
-//! | 256 kB | 3,900 (1.0 GB/s) | 3,400 (0.9 GB/s) |
-//! | 1 MB | 1,420 (1.4 GB/s) | 1,550 (1.5 GB/s) |
+//! | record | over a segment | where the file grows | the same, through the page cache |
+//! |---:|---:|---:|---:|
+//! | 16 kB | 11,500 | 10,300 | 8,300 |
+//! | 64 kB | 9,700 (620 MB/s) | 7,000 (450 MB/s) | 5,900 (380 MB/s) |
+//! | 256 kB | 4,700 (1.2 GB/s) | 3,000 (0.8 GB/s) | 2,300 (0.6 GB/s) |
+//! | 1 MB | 1,980 (2.0 GB/s) | 1,450 (1.5 GB/s) | 760 (0.8 GB/s) |
 //!
-//! From memory, records of 1 kB are recovered with 6.5 GB/s and read in order with 5 GB/s; one at random takes 12 us.
+//! From memory, records of 1 kB are recovered with 6 GB/s and read in order with 5 GB/s; one at random takes 13 us.
 //!
-//! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 128 KiB for each reader that reads.
+//! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 128 KiB for each reader that reads; 1 MiB for appending.
 //!
 //! | module | |
 //! |---|---|
@@ -31,6 +31,7 @@
 //! | `scan` | reading in one pass |
 //! | `recover` | what may be cut and what is refused |
 //! | `tail` | appending: the end of the last segment |
+//! | `blocks` | how it reaches the disk |
 //! | `reader` | reading by position |
 //! | `snapshots` | two generations of state |
 //! | `backup` | copying a journal that is in use |
@@ -38,6 +39,7 @@
 //! | `sim` | the same journal in memory, with faults |
 
 mod backup;
+mod blocks;
 mod files;
 mod format;
 mod offline;
@@ -78,6 +80,10 @@ pub struct Options {
     pub zero_ahead_bytes: u64,
     /// Records of so many bytes and more prepare nothing.
     pub large_bytes: u64,
+    /// Appends go past the page cache, where the file system lets them.
+    pub direct: bool,
+    /// Segments that nobody needs, of which the files are kept for the next ones.
+    pub spares_max: usize,
     /// Space kept for the end, bytes.
     pub reserve_bytes: u64,
     /// Secret of a new journal, random: what makes its records hard to forge in a payload. A journal that exists has its own.
@@ -92,6 +98,8 @@ impl Options {
             batch_bytes_max: 32 * 1024 * 1024,
             zero_ahead_bytes: 1024 * 1024,
             large_bytes: 256 * 1024,
+            direct: true,
+            spares_max: 8,
             reserve_bytes: 8 * 1024 * 1024,
             salt,
         }
@@ -100,7 +108,7 @@ impl Options {
     fn in_range(mut self) -> Self {
         self.segment_bytes = self.segment_bytes.clamp(4096, format::SEGMENT_BYTES_MAX);
         self.reserve_bytes = self.reserve_bytes.max(4096);
-        self.zero_ahead_bytes = self.zero_ahead_bytes.min(tail::ZEROES_MAX);
+        self.zero_ahead_bytes = self.zero_ahead_bytes.min(blocks::ZEROES_MAX);
         let fits = (self.segment_bytes - format::SEGMENT_HEADER) as usize - format::stride(0) as usize;
         self.batch_bytes_max = self.batch_bytes_max.min(fits - format::ALIGN as usize);
         self

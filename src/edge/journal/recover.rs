@@ -193,7 +193,7 @@ impl<F: Files> Walk<'_, F> {
         if !is_last {
             self.is_whole(first, &scanned)?;
         } else {
-            let tail = window.tail(scanned.end, header.salt, scanned.chain.position).map_err(read)?;
+            let tail = window.tail(scanned.end, header.salt, scanned.chain, header.used).map_err(read)?;
             self.recovered.cut = self.judge(first, &scanned, tail, window.end())?;
         }
         self.state = Some((scanned.chain, header.salt, scanned.last_at));

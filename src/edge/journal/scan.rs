@@ -3,7 +3,7 @@
 use std::io;
 
 use super::files::File;
-use super::format::{ALIGN, Header, RECORD_HEADER, SEGMENT_HEADER};
+use super::format::{ALIGN, Header, RECORD_HEADER, SEGMENT_HEADER, u32_at, u64_at};
 
 /// Buffer of a scan, bytes: large enough that the disk streams, small enough to stay in the processor's cache.
 pub(super) const SCAN_BYTES: usize = 1024 * 1024;
@@ -215,8 +215,9 @@ impl<F: File> Window<F> {
         Ok(Scanned { end: at, last_at, chain, marks, fault })
     }
 
-    /// What is behind the last good record of the last segment.
-    pub(super) fn tail(&mut self, at: u64, salt: u32, last: u64) -> io::Result<Tail> {
+    /// What is behind the last good record of the last segment. In a file that was `used` before, bytes there mean nothing unless they
+    /// look like the record that would follow.
+    pub(super) fn tail(&mut self, at: u64, salt: u32, chain: Chain, used: bool) -> io::Result<Tail> {
         let mut budget = (self.end - at).saturating_mul(SEARCH_FACTOR);
         let mut dirty = false;
         let mut place = at;
@@ -231,7 +232,7 @@ impl<F: File> Window<F> {
             dirty = true;
             place += zeroes / ALIGN * ALIGN;
             if let Ok(h) = self.header(place)?
-                && h.position > last
+                && h.position > chain.position
             {
                 let Some(left) = budget.checked_sub(h.stride()) else { return Ok(Tail::Suspicious(place)) };
                 budget = left;
@@ -241,14 +242,23 @@ impl<F: File> Window<F> {
             }
             place += ALIGN;
         }
-        Ok(if dirty { Tail::Torn } else { Tail::Clean })
+        let torn = dirty && (!used || self.is_begun(at, chain)?);
+        Ok(if torn { Tail::Torn } else { Tail::Clean })
+    }
+
+    /// Whether something at `at` was meant to follow the chain: one flipped bit does not hide that.
+    fn is_begun(&mut self, at: u64, chain: Chain) -> io::Result<bool> {
+        let bytes = self.bytes(at, RECORD_HEADER)?;
+        let follows =
+            |b: &[u8]| u64_at(b, 16) == chain.position + 1 || chain.crc != 0 && u32_at(b, 12) == chain.crc;
+        Ok(bytes.len() == RECORD_HEADER && follows(bytes))
     }
 }
 
 /// What is behind the last good record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tail {
-    /// Zeroes or nothing.
+    /// Zeroes, nothing, or what the file held before.
     Clean,
     /// Bytes of which none are a later record: an append that was not acknowledged.
     Torn,

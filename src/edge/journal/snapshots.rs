@@ -10,10 +10,10 @@
 
 use std::io::{self, IoSlice, Read, Write};
 
+use super::blocks::write_all;
 use super::files::{File, Files};
 use super::format::{position_in, u32_at, u64_at};
 use super::recover::failed;
-use super::tail::write_all;
 use crate::actors::journal::{Damage, Latest, Position, SnapshotError, Snapshots};
 
 const MAGIC: [u8; 8] = *b"HIVESNAP";

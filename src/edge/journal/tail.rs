@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use super::blocks::{BLOCK, Blocks, write_all};
 use super::files::{File, Files};
 use super::format::{self, Header, SEGMENT_HEADER, SegmentHeader};
 use super::recover::{State, failed};
@@ -13,12 +14,6 @@ use crate::actors::journal::{
 };
 use crate::planted;
 
-/// Zeroes that one append carries at most, bytes.
-pub(super) const ZEROES_MAX: u64 = (ZEROES.len() * ZERO_SLICES) as u64;
-static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
-const ZERO_SLICES: usize = 16;
-/// The prepared space ends at a page, so that no page is written twice.
-const PAGE_BYTES: u64 = 4096;
 /// Longest name of a node in a fence, bytes.
 const NODE_BYTES_MAX: usize = 256;
 const RESERVE: &str = "reserve";
@@ -28,6 +23,7 @@ pub(super) struct Tail<F: Files> {
     files: F,
     options: Options,
     file: F::File,
+    blocks: Blocks,
     /// First position of the segment.
     first: u64,
     salt: u32,
@@ -40,6 +36,8 @@ pub(super) struct Tail<F: Files> {
     /// The epoch that may append.
     epoch: u32,
     reserve: bool,
+    /// Files that were segments: their space is taken, and a disk syncs faster what it writes over.
+    spares: Vec<String>,
     /// A sync failed: what is on the disk is unknown, and asking again would not tell.
     broken: Option<String>,
 }
@@ -55,11 +53,12 @@ impl<F: Files> Tail<F> {
     /// A new journal.
     pub(super) fn begin(files: &F, options: &Options) -> Result<Self, Failed> {
         let chain = Chain { position: 0, crc: 0, epoch: 0 };
-        let header = SegmentHeader { salt: options.salt, first: 1, prev: 0, epoch: 0 };
+        let header = SegmentHeader { salt: options.salt, first: 1, prev: 0, epoch: 0, used: false };
         let name = format::segment_name(1);
-        let file = make(files, &header).map_err(|e| failed("make", files, &name, e))?;
+        let (file, _) = make(files, &header, None).map_err(|e| failed("make", files, &name, e))?;
         files.sync_dir().map_err(|e| failed("sync", files, "", e))?;
-        Ok(Self::at_end(files, options, (file, 1), (chain, options.salt), SEGMENT_HEADER))
+        let blocks = Blocks::new(&file, &header.encode(), options.direct);
+        Ok(Self::at_end(files, options, (file, blocks, 1), (chain, options.salt), SEGMENT_HEADER))
     }
 
     /// Goes on behind the last good record.
@@ -74,13 +73,15 @@ impl<F: Files> Tail<F> {
         let file = rewrite(file, state.last_at, last.end).map_err(|e| failed("rewrite", files, &name, e))?;
         file.sync_data().map_err(|e| failed("sync", files, &name, e))?;
         files.sync_dir().map_err(|e| failed("sync", files, "", e))?;
-        Ok(Self::at_end(files, options, (file, last.first), (state.chain, state.salt), last.end))
+        let held = last_block(&file, last.end).map_err(|e| failed("read", files, &name, e))?;
+        let blocks = Blocks::new(&file, &held, options.direct);
+        Ok(Self::at_end(files, options, (file, blocks, last.first), (state.chain, state.salt), last.end))
     }
 
     fn at_end(
         files: &F,
         options: &Options,
-        (file, first): (F::File, u64),
+        (file, blocks, first): (F::File, Blocks, u64),
         (chain, salt): (Chain, u32),
         end: u64,
     ) -> Self {
@@ -89,6 +90,7 @@ impl<F: Files> Tail<F> {
             files,
             options,
             file,
+            blocks,
             first,
             salt,
             chain,
@@ -96,9 +98,11 @@ impl<F: Files> Tail<F> {
             prepared: end,
             epoch: chain.epoch,
             reserve: false,
+            spares: Vec::new(),
             broken: None,
         };
         tail.restore_reserve();
+        tail.find_spares();
         tail.tell_synced(end);
         tail
     }
@@ -142,15 +146,21 @@ impl<F: Files> Tail<F> {
         Ok(Appended { position, offset, end: self.at })
     }
 
-    /// Writes a record and what is prepared behind it; without space, once more with the reserve's and nothing prepared.
+    /// Writes a record and what is prepared behind it; without space, once more with what can be given up, and nothing prepared.
     fn write(&mut self, header: &Header, body: &[u8]) -> Result<(), AppendError> {
-        let Err(e) = self.put(header, body, self.ahead(header.stride())) else { return Ok(()) };
-        self.is_full(&e, "write")?;
-        if self.release_reserve()? {
-            let Err(e) = self.put(header, body, 0) else { return Ok(()) };
+        let mut ahead = self.ahead(header.stride());
+        while let Err(e) = self.put(header, body, ahead) {
             self.is_full(&e, "write")?;
+            if !self.give_up_space()? {
+                return self.take_back();
+            }
+            ahead = 0;
         }
-        // A part may be there, and with the zeroes behind it that can be the whole record: make sure that it never is one.
+        Ok(())
+    }
+
+    /// A part of a record may be there, and with the zeroes behind it that can be the whole: makes sure that it never is one.
+    fn take_back(&mut self) -> Result<(), AppendError> {
         if let Err(e) = self.file.set_len(self.at) {
             return Err(self.break_down("cut", &e));
         }
@@ -159,30 +169,20 @@ impl<F: Files> Tail<F> {
         Err(AppendError::Full)
     }
 
-    /// Zeroes to write behind a record of this length.
+    /// Zeroes to write behind the last block of a record of this length.
     fn ahead(&self, stride: u64) -> u64 {
-        let end = self.at + stride;
+        let end = (self.at + stride).next_multiple_of(BLOCK);
         if end <= self.prepared || stride >= self.options.large_bytes {
             return 0;
         }
-        let to = (end + self.options.zero_ahead_bytes) / PAGE_BYTES * PAGE_BYTES;
-        to.min(self.options.segment_bytes).saturating_sub(end)
+        let to = (end + self.options.zero_ahead_bytes).min(self.options.segment_bytes);
+        (to / BLOCK * BLOCK).saturating_sub(end)
     }
 
     fn put(&mut self, header: &Header, body: &[u8], ahead: u64) -> io::Result<()> {
-        let header = header.encode();
-        let mut parts = [IoSlice::new(&[]); 3 + ZERO_SLICES];
-        parts[0] = IoSlice::new(&header);
-        parts[1] = IoSlice::new(body);
-        parts[2] = IoSlice::new(format::padding(body.len()));
-        let (mut left, mut used) = (ahead as usize, 3);
-        while left > 0 {
-            let zeroes = &ZEROES[..left.min(ZEROES.len())];
-            parts[used] = IoSlice::new(zeroes);
-            (left, used) = (left - zeroes.len(), used + 1);
-        }
-        let written = write_all(&self.file, &mut parts[..used], self.at, format::stride(body.len()))?;
-        self.prepared = self.prepared.max(self.at + written);
+        let parts = [&header.encode(), body, format::padding(body.len())];
+        let written = self.blocks.append(&self.file, self.at, parts, ahead)?;
+        self.prepared = self.prepared.max(written);
         Ok(())
     }
 
@@ -206,24 +206,50 @@ impl<F: Files> Tail<F> {
             self.sync()?;
         }
         let Chain { position, crc, epoch } = self.chain;
-        let header = SegmentHeader { salt: self.salt, first: position + 1, prev: crc, epoch };
-        let file = match make(&self.files, &header) {
-            Ok(file) => file,
-            Err(e) => {
-                self.is_full(&e, "make the segment after")?;
-                if !self.release_reserve()? {
-                    return Err(AppendError::Full);
-                }
-                match make(&self.files, &header) {
-                    Ok(file) => file,
-                    Err(e) => return self.is_full(&e, "make the segment after").and(Err(AppendError::Full)),
-                }
+        let (salt, first) = (SegmentHeader::salt_after(self.salt, position + 1), position + 1);
+        let mut header = SegmentHeader { salt, first, prev: crc, epoch, used: false };
+        let (file, prepared) = loop {
+            let spare = self.spares.pop();
+            header.used = spare.is_some();
+            match make(&self.files, &header, spare.as_deref()) {
+                Ok(made) => break made,
+                // Somebody who needed space has removed it.
+                Err(e) if spare.is_some() && e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => self.is_full(&e, "make the segment after")?,
+            }
+            if !self.give_up_space()? {
+                return Err(AppendError::Full);
             }
         };
         self.files.sync_dir().map_err(|e| self.break_down("sync the directory of", &e))?;
-        (self.file, self.first) = (file, header.first);
-        (self.at, self.prepared) = (FIRST_RECORD, FIRST_RECORD);
+        self.blocks.go_on(&file, &header.encode());
+        (self.file, self.first, self.salt) = (file, header.first, header.salt);
+        (self.at, self.prepared) = (FIRST_RECORD, prepared);
         Ok(())
+    }
+
+    /// Removes a segment that nobody needs, or keeps its file for the next one.
+    fn retire(&mut self, first: u64) -> io::Result<()> {
+        let (name, spare) = (format::segment_name(first), format::spare_name(first));
+        if self.reserve && self.spares.len() < self.options.spares_max {
+            self.files.rename(&name, &spare)?;
+            self.spares.push(spare);
+        } else {
+            self.files.remove(&name)?;
+        }
+        self.files.sync_dir()
+    }
+
+    /// Takes over what was kept before, as much as may be.
+    fn find_spares(&mut self) {
+        let names = self.files.list().unwrap_or_default();
+        for name in names.into_iter().filter(|n| format::position_in(n, format::SPARE).is_some()) {
+            if self.spares.len() < self.options.spares_max {
+                self.spares.push(name);
+            } else {
+                let _ = self.files.remove(&name); // only its space is missed, until the next start
+            }
+        }
     }
 
     /// `Ok` if it was for lack of space. Anything else ends this journal.
@@ -240,20 +266,23 @@ impl<F: Files> Tail<F> {
         AppendError::Broken(why)
     }
 
-    /// Gives up the space kept for the end; `false` if it was gone already.
-    fn release_reserve(&mut self) -> Result<bool, AppendError> {
-        if !self.reserve {
-            return Ok(false);
+    /// Gives up space: files kept for later, then what was kept for the end. `false` if it was gone already.
+    fn give_up_space(&mut self) -> Result<bool, AppendError> {
+        let mut names = std::mem::take(&mut self.spares);
+        if names.is_empty() {
+            if !std::mem::take(&mut self.reserve) {
+                return Ok(false);
+            }
+            names.push(RESERVE.into());
         }
-        self.reserve = false;
-        // File systems give space back when the removal is durable.
-        let removed = match self.files.remove(RESERVE) {
+        let remove = |name: &String| match self.files.remove(name) {
             // Somebody who needed space was faster.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        let released = removed.and_then(|()| self.files.sync_dir());
-        released.map_err(|e| self.break_down("give up the reserve for", &e)).map(|()| true)
+        // File systems give space back when the removal is durable.
+        let released = names.iter().try_for_each(remove).and_then(|()| self.files.sync_dir());
+        released.map_err(|e| self.break_down("give up space for", &e)).map(|()| true)
     }
 
     /// Keeps space for the end. Twice as much must be there, or it would be gone again with the next append.
@@ -273,16 +302,26 @@ impl<F: Files> Tail<F> {
     }
 }
 
-/// Makes a segment under another name and renames it once it is whole, so that a segment always has a good header.
-fn make<F: Files>(files: &F, header: &SegmentHeader) -> io::Result<F::File> {
+/// Makes a segment under another name and renames it once it is whole, so that a segment always has a good header. Gives the file, and
+/// up to where its space was written before.
+fn make<F: Files>(files: &F, header: &SegmentHeader, spare: Option<&str>) -> io::Result<(F::File, u64)> {
     let name = format::segment_name(header.first);
     let new = format!("{name}.new");
-    let made = files.create(&new).and_then(|file| {
+    let file = match spare {
+        None => files.create(&new),
+        // Durable before it is written to: whatever the power leaves, it never has the names of both.
+        Some(spare) => files
+            .rename(spare, &new)
+            .and_then(|()| files.sync_dir().map_err(|e| not_space(&e)))
+            .and_then(|()| files.open(&new)),
+    };
+    let made = file.and_then(|file| {
         let bytes = header.encode();
         write_all(&file, &mut [IoSlice::new(&bytes)], 0, SEGMENT_HEADER)?;
         file.sync_data().map_err(|e| not_space(&e))?;
         files.rename(&new, &name)?;
-        Ok(file)
+        let prepared = file.size()?.max(FIRST_RECORD);
+        Ok((file, prepared))
     });
     if made.is_err() {
         let _ = files.remove(&new);
@@ -307,26 +346,20 @@ fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<F> {
     Ok(window.into_file())
 }
 
-/// Writes at least `least` bytes of the parts. Gives how many.
-pub(super) fn write_all<F: File>(
-    file: &F,
-    mut parts: &mut [IoSlice<'_>],
-    at: u64,
-    least: u64,
-) -> io::Result<u64> {
-    let mut written = 0;
-    while written < least {
-        match file.write_at(parts, at + written) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => {
-                written += n as u64;
-                IoSlice::advance_slices(&mut parts, n);
-            }
+/// What the last block before `end` holds.
+fn last_block<F: File>(file: &F, end: u64) -> io::Result<Vec<u8>> {
+    let from = end / BLOCK * BLOCK;
+    let mut held = vec![0; (end - from) as usize];
+    let mut filled = 0;
+    while filled < held.len() {
+        match file.read_at(&mut held[filled..], from + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => filled += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(written)
+    Ok(held)
 }
 
 /// The writer of a [`super::LocalJournal`]. Its appends are never [`AppendError::Unknown`]: a failed sync breaks the journal.
@@ -412,7 +445,7 @@ impl<F: Files> Writer for LocalWriter<F> {
     }
 
     fn remove(&mut self, first: Position) -> Result<(), RemoveError> {
-        let tail = self.shared.tail.lock();
+        let mut tail = self.shared.tail.lock();
         if tail.epoch != self.epoch {
             return Err(RemoveError::Fenced(tail.epoch));
         }
@@ -421,8 +454,7 @@ impl<F: Files> Writer for LocalWriter<F> {
             Some(s) if !s.sealed => return Err(RemoveError::Open(first)),
             Some(_) => self.shared.view.write().forget(first.0),
         }
-        let (files, name) = (&self.shared.files, format::segment_name(first.0));
-        let removed = files.remove(&name).and_then(|()| files.sync_dir());
-        removed.map_err(|e| failed("remove", files, &name, e).into())
+        let failed = |e| failed("remove", &self.shared.files, &format::segment_name(first.0), e);
+        tail.retire(first.0).map_err(|e| failed(e).into())
     }
 }

@@ -85,7 +85,10 @@ impl History {
 
     pub(super) fn start(&mut self) -> Option<LocalWriter<MemFiles>> {
         let start = Position(self.known.lock().start);
-        let mut journal = LocalJournal::open(self.files.clone(), small(), start).ok()?;
+        // Every other process makes each segment anew.
+        let spares_max = if self.known.lock().epoch.is_multiple_of(2) { small().spares_max } else { 0 };
+        let mut journal =
+            LocalJournal::open(self.files.clone(), Options { spares_max, ..small() }, start).ok()?;
         let epoch = {
             let mut known = self.known.lock();
             known.in_flight = Some((0, b"n".to_vec()));
@@ -179,7 +182,7 @@ fn nothing_acknowledged_is_lost_wherever_the_power_goes() {
     let calls = first_loss(7, 2000, 5, Planted::Nothing).unwrap_or_else(|e| panic!("{e}"));
     let [write, sync_data, set_len, create, rename, remove, sync_dir] = calls;
     assert!(write > 1900 && sync_data > 1900 && sync_dir > 100, "{calls:?}");
-    assert!(set_len > 50 && create > 50 && rename > 50 && remove > 50, "{calls:?}");
+    assert!(set_len > 50 && create > 30 && rename > 100 && remove > 30, "{calls:?}");
     assert_eq!(Call::SyncDir as usize, 6);
 }
 

@@ -131,7 +131,7 @@ fn missing_and_foreign_files_are_refused() {
     missing(&firsts, 0).expect("a new journal");
     // A segment of another journal in the place of one.
     let copy = files.copy();
-    let other = SegmentHeader { salt: 1, first: firsts[2], prev: 2, epoch: 1 };
+    let other = SegmentHeader { salt: 1, first: firsts[2], prev: 2, epoch: 1, used: false };
     copy.put(&segment_name(firsts[2]), &other.encode());
     let e = open(&copy, 0).expect_err("foreign").to_string();
     assert!(e.contains("does not follow") && e.contains("restore the file"), "{e}");
@@ -201,11 +201,49 @@ fn a_payload_cannot_pass_for_a_record() {
     assert!(e.contains("record 3") && e.contains("good record 4 follows"), "{e}");
 }
 
+/// A file that was a segment before: what it held is no record of the new one, and no torn one either.
+#[test]
+fn what_a_file_held_before_means_nothing() {
+    let at = |files: &MemFiles, start| LocalJournal::open(files.clone(), small(), Position(start));
+    let files = MemFiles::new();
+    let mut journal = at(&files, 0).expect("opens");
+    let (mut writer, _) = journal.fence(1, "n").expect("fenced");
+    let sealed = |writer: &mut LocalWriter<MemFiles>, sealed: usize| {
+        while writer.segments().len() <= sealed {
+            writer.append(&[7; 200], 1).expect("space");
+        }
+        writer.segments()[0].first
+    };
+    let first = sealed(&mut writer, 1);
+    let covered = writer.segments()[0].last;
+    writer.remove(first).expect("removed");
+    assert!(files.files().iter().any(|(name, _)| name.ends_with(".spare")));
+    sealed(&mut writer, 1);
+    let (last, segment) = (writer.last(), writer.segments()[1]);
+    assert!(!files.files().iter().any(|(name, _)| name.ends_with(".spare")), "it is a segment again");
+    drop((writer, journal));
+    let name = segment_name(segment.first.0);
+    let mut behind = 0;
+    files.tamper(&name, |b| behind = b[segment.bytes as usize..].iter().filter(|b| **b == 7).count());
+    assert!(behind > 3000, "{behind} bytes of the segment before");
+    let found = at(&files.copy(), covered.0).expect("opens");
+    assert_eq!((found.recovered().last, &found.recovered().cut), (last, &None));
+    // The last record, with any bit flipped, is told to be cut.
+    let begin = (segment.bytes as usize) - 232;
+    for i in begin..segment.bytes as usize {
+        let flipped = files.copy();
+        flipped.flip(&name, i..i + 1, 1 << (i % 8));
+        let found = at(&flipped, covered.0).expect("opens");
+        assert_eq!(found.recovered().last.0, last.0 - 1, "byte {i}");
+        assert!(found.recovered().cut.is_some(), "byte {i}");
+    }
+}
+
 #[test]
 fn a_good_record_that_does_not_follow_is_refused() {
     let segment = |third: &[u8]| {
         let files = MemFiles::new();
-        let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0 };
+        let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0, used: false };
         let first = record(7, 0, 1, b"one");
         let second = record(7, u32_at(&first, 8), 2, b"two");
         files.put(&segment_name(1), &[&header.encode()[..], &first, &second, third].concat());
@@ -252,7 +290,7 @@ fn look_alikes_do_not_keep_recovery_busy() {
 #[test]
 fn lengths_that_lie_allocate_nothing() {
     let files = MemFiles::new();
-    let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0 };
+    let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0, used: false };
     let liar = Header { len: u32::MAX, crc: 0, prev: 0, position: 1, epoch: 1, ops: 1 };
     files.put(&segment_name(1), &[&header.encode()[..], &liar.encode()].concat());
     let journal = open(&files, 0).expect("a torn append");
@@ -307,7 +345,7 @@ proptest! {
     #[test]
     fn garbage_is_no_journal(bytes in prop::collection::vec(any::<u8>(), 0..3000), salt: u32) {
         let files = MemFiles::new();
-        let header = SegmentHeader { salt, first: 1, prev: 0, epoch: 0 };
+        let header = SegmentHeader { salt, first: 1, prev: 0, epoch: 0, used: false };
         files.put(&segment_name(1), &[&header.encode()[..], &bytes].concat());
         let journal = open(&files, 0).expect("a torn append");
         prop_assert_eq!(journal.recovered().last, Position::NONE);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -64,6 +65,8 @@ pub(crate) struct Disk {
     pub(crate) space: Option<usize>,
     /// A write without space says so, and has arrived all the same.
     pub(crate) full_lies: bool,
+    /// What a disk wants of writes past the page cache, multiples of so many bytes.
+    pub(crate) block: Option<usize>,
     pub(crate) planted: Planted,
     /// The sync that fails, counted from the next one, 0.
     pub(crate) fail_sync: Option<usize>,
@@ -234,6 +237,8 @@ pub(crate) struct MemFiles(Arc<Mutex<Disk>>);
 pub(crate) struct MemFile {
     disk: MemFiles,
     inode: usize,
+    /// Writes go past the page cache.
+    direct: AtomicBool,
 }
 
 pub(crate) struct MemLock(Arc<Mutex<bool>>);
@@ -323,7 +328,7 @@ impl MemFiles {
     }
 
     fn file(&self, inode: usize) -> MemFile {
-        MemFile { disk: self.clone(), inode }
+        MemFile { disk: self.clone(), inode, direct: AtomicBool::new(false) }
     }
 }
 
@@ -400,6 +405,14 @@ impl Files for MemFiles {
 
 impl File for MemFile {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        if self.direct.load(Ordering::Relaxed) {
+            let block = self.disk.with(|d| d.block).unwrap_or(4096);
+            let places = parts.iter().filter(|p| !p.is_empty()).map(|p| p.as_ptr().addr());
+            let lengths = parts.iter().map(|p| p.len());
+            if places.chain(lengths).chain([offset as usize]).any(|n| n % block != 0) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
         let data = parts.iter().flat_map(|p| p.iter().copied()).collect::<Vec<u8>>();
         let at = offset as usize;
         let written = self.disk.with(|d| {
@@ -474,6 +487,11 @@ impl File for MemFile {
             node.live.resize((len as usize).max(node.live.len()), 0);
             Ok(())
         })
+    }
+
+    fn direct(&self, on: bool) -> bool {
+        self.direct.store(on, Ordering::Relaxed);
+        true
     }
 
     fn size(&self) -> io::Result<u64> {

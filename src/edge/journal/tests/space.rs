@@ -70,6 +70,76 @@ fn space_that_is_as_good_as_gone_is_not_kept_again() {
 }
 
 #[test]
+fn files_kept_for_later_are_given_up_before_the_space_for_the_end() {
+    let files = MemFiles::new();
+    let mut journal = LocalJournal::open(files.clone(), small(), Position::NONE).expect("opens");
+    let (mut writer, _) = journal.fence(1, "n").expect("fenced");
+    while writer.segments().len() < 5 {
+        writer.append(&[1; 500], 1).expect("space");
+    }
+    let sealed: Vec<Position> = writer.segments().iter().filter(|s| s.sealed).map(|s| s.first).collect();
+    sealed.into_iter().for_each(|first| writer.remove(first).expect("removed"));
+    let spares = || files.files().iter().filter(|(name, _)| name.ends_with(".spare")).count();
+    assert_eq!(spares(), 2, "not more than may be kept");
+    // An operator who removes one to make space has done no harm.
+    let one = files.files().iter().map(|(n, _)| n.clone()).rfind(|n| n.ends_with(".spare")).expect("one");
+    files.remove(&one).expect("there");
+    for _ in 0..20 {
+        writer.append(&[1; 500], 1).expect("space");
+    }
+    let first = writer.segments()[0].first;
+    writer.remove(first).expect("removed");
+    assert_eq!(spares(), 1);
+    files.with(|d| d.space = Some(0));
+    let mut room = 0;
+    while !writer.low_space() {
+        writer.append(&[1; 500], 1).expect("there was space in the files");
+        room += 1;
+    }
+    assert!(spares() == 0 && room >= 15, "{room}");
+    // The next process finds what was kept, and keeps no more than it may.
+    let start = Position(writer.segments()[0].first.0 - 1);
+    drop((writer, journal));
+    files.with(|d| d.space = None);
+    (1..=3).for_each(|n| files.put(&format!("{n:020}.spare"), &[1; 8192]));
+    let _journal = LocalJournal::open(files.clone(), small(), start).expect("opens");
+    assert_eq!(spares(), 2);
+}
+
+/// It takes the setting, and then writes nothing by it.
+#[test]
+fn a_file_system_with_longer_blocks_is_written_through_the_page_cache() {
+    let files = MemFiles::new();
+    files.with(|d| d.block = Some(16384));
+    let mut journal = LocalJournal::open(files.clone(), small(), Position::NONE).expect("opens");
+    let (mut writer, _) = journal.fence(1, "n").expect("written");
+    for i in 0..100 {
+        writer.append(&[i; 300], 1).expect("written");
+    }
+    drop((writer, journal));
+    let journal = LocalJournal::open(files, small(), Position::NONE).expect("opens");
+    assert_eq!(journal.recovered().records, 101);
+}
+
+/// Longer than the buffer, so that it goes in pieces, from any place in a block.
+#[test]
+fn long_records_come_back_whole() {
+    let options = Options { segment_bytes: 16 << 20, zero_ahead_bytes: 65536, ..small() };
+    let files = MemFiles::new();
+    let open = || LocalJournal::open(files.clone(), options.clone(), Position::NONE).expect("opens");
+    let mut journal = open();
+    let (mut writer, fence) = journal.fence(1, "n").expect("written");
+    let lengths = [1, (1 << 20) - 200, 1 << 20, 5, (3 << 20) + 77, 4096, 4064, 2 << 20, 9];
+    let bodies = lengths.map(|len| (0..len).map(|i| (i * 7 + len) as u8).collect::<Vec<u8>>());
+    for body in &bodies {
+        writer.append(body, 1).expect("written");
+    }
+    drop((writer, journal));
+    let read = read_all(&mut open().reader(), fence);
+    assert!(read.iter().map(|r| &r.body[..]).eq(bodies.iter().map(|b| &b[..])));
+}
+
+#[test]
 fn one_process_has_the_journal() {
     let dir = tempfile::tempdir().expect("a directory");
     let open = || {
