@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::report::{Report, brief, rounded};
 use crate::scenario::{self, Plan, Unsupported};
 use crate::server::Missing;
-use crate::system::Name;
+use crate::system::{Durability, Name};
 
 /// Figures that only some runs have; those of the server also get a ratio.
 const OF_SERVERS: [&str; 6] = [
@@ -18,8 +18,15 @@ const OF_SERVERS: [&str; 6] = [
     "cycle_p50_us",
     "disk_written_bytes_per_task",
 ];
-const OF_MACHINES: [&str; 5] =
-    ["ack_over_floor", "echo_p50_us", "disk_sync_p50_us", "disk_sync_p99_us", "disk_write_bytes_per_s"];
+const OF_MACHINES: [&str; 7] = [
+    "ack_over_floor",
+    "echo_p50_us",
+    "disk_sync_p50_us",
+    "disk_sync_p99_us",
+    "disk_write_bytes_per_s",
+    "journal_bytes_per_task",
+    "journal_over_disk",
+];
 
 /// Why there is no ratio.
 #[derive(Debug)]
@@ -30,7 +37,10 @@ struct Gap {
 
 /// Compares Hive with one peer; gives one JSON object. `plan` is Hive's.
 pub(crate) fn compare(plan: &Plan, peer: Name, rounds: usize) -> Value {
-    let other = Plan { system: peer, ..plan.clone() };
+    let mut other = Plan { system: peer, ..plan.clone() };
+    if peer == Name::Hive {
+        other.setup.durability = Durability::Memory; // what the journal costs; or how much two equal runs differ
+    }
     let head = json!({
         "scenario": plan.scenario.as_str(),
         "system": plan.system.as_str(),

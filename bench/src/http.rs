@@ -1,4 +1,4 @@
-//! The one HTTP request that the harness makes.
+//! The HTTP requests that the harness makes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,9 +11,7 @@ use crate::server::Server;
 
 /// How long decisions took, as the server itself reports it: `decision_ns` and `queued_ns` of each shard.
 pub(crate) fn decisions(server: &Server) -> Result<Value> {
-    let addr = server.http.context("the server has no HTTP address")?;
-    let status = get(addr, "/v1/status", Duration::from_secs(5))?;
-    let status: Value = serde_json::from_str(&status).context("/v1/status is not JSON")?;
+    let status = status(server)?;
     let shards = status["shards"].as_array().context("/v1/status has no shards")?;
     let of = |s: &Value| {
         json!({
@@ -25,6 +23,17 @@ pub(crate) fn decisions(server: &Server) -> Result<Value> {
         })
     };
     Ok(shards.iter().map(of).collect())
+}
+
+/// Bytes of records in the journal, as the server itself reports them.
+pub(crate) fn journal_bytes(server: &Server) -> Result<u64> {
+    status(server)?["journal"]["bytes"].as_u64().context("/v1/status has no journal.bytes")
+}
+
+fn status(server: &Server) -> Result<Value> {
+    let addr = server.http.context("the server has no HTTP address")?;
+    let status = get(addr, "/v1/status", Duration::from_secs(5))?;
+    serde_json::from_str(&status).context("/v1/status is not JSON")
 }
 
 /// The body of `GET path`.

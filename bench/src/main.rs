@@ -47,6 +47,10 @@ enum Command {
     /// the sync alone.
     Rtt(One),
     /// The full cycle of a task: submit, assign, complete, result pushed.
+    ///
+    /// With `--durability journal` also what Hive's journal takes for each (`journal_bytes_per_task`), what a plain program writes
+    /// to the same folder in sequence, 256 MiB and one sync (`disk_write_bytes_per_s`, once), and how much of that the
+    /// journal reaches (`journal_over_disk`).
     Task(One),
     /// Memory of idle connections, or of waiting tasks.
     Conns(One),
@@ -132,7 +136,7 @@ struct Compare {
     /// What to compare.
     #[arg(long, value_enum)]
     scenario: Scenario,
-    /// The peers, separated by commas; `floor` is one.
+    /// The peers, separated by commas; `floor` is one. `hive` is Hive in memory: what a journal costs.
     #[arg(
         long,
         value_enum,

@@ -5,11 +5,12 @@ use serde_json::{Map, Value, json};
 use crate::scenario::Plan;
 
 /// What some scenarios have beyond the table, line by line.
-const PECULIAR: [&[&str]; 6] = [
+const PECULIAR: [&[&str]; 7] = [
     &["rss_bytes_per_connection", "rss_bytes_per_task"],
     &["ack_p50_us", "ack_p99_us", "cycle_p50_us", "ack_over_floor"],
     &["disk_sync_p50_us", "disk_sync_p99_us", "echo_p50_us", "disk_write_bytes_per_s"],
     &["file_system", "disk_written_bytes_per_task"],
+    &["journal_bytes_per_task", "journal_over_disk"],
     &["lost", "send_lag_p99_us"],
     &["decisions"],
 ];

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Plan, Scenario};
 use crate::disk::{self, Block};
 use crate::echo;
+use crate::http;
 use crate::measure::{Lane, Tally};
 use crate::report::Report;
 use crate::server::Server;
@@ -104,6 +105,14 @@ pub(super) fn describe(
             "{name} wrote {written} bytes to a disk for {least} durable acknowledgements"
         );
         report.set("disk_written_bytes_per_task", written as f64 / tally.accepted.max(1) as f64);
+    }
+    if plan.system == Name::Hive && plan.scenario == Scenario::Task {
+        let bytes = http::journal_bytes(server).context("reading the server's status")?;
+        let each = bytes as f64 / tally.accepted.max(1) as f64;
+        let disk = disk::write_rate(server.folder()).context("writing in sequence")?;
+        report.set("journal_bytes_per_task", each);
+        report.set("disk_write_bytes_per_s", disk as u64);
+        report.set("journal_over_disk", each * report.rate_per_s / disk);
     }
     floor.map_or(Ok(()), |f| f.describe(server, tally, report))
 }
