@@ -402,7 +402,7 @@ fn a_million_waiting_and_ten_million_finished_tasks_are_there_again_in_seconds()
 #[test]
 #[ignore = "long: latencies, for the release profile"]
 fn nobody_waits_for_a_snapshot() {
-    let server = Server::with("journal.snapshot_bytes = 8000000");
+    let server = Server::with("journal.snapshot_bytes = 3000000000\njournal.results_bytes = 0");
     // A state that takes a while to write: 120 MB.
     let mut client = server.client();
     (0..200).for_each(|_| assert_eq!(client.submit("idle", &vec![vec![7; 600]; 1000]).len(), 1000));
@@ -434,5 +434,5 @@ fn nobody_waits_for_a_snapshot() {
     let [between, during] = samples.map(|s| [s.len() / 2, s.len() * 99 / 100].map(|n| (s[n], s.len())));
     println!("p50 and p99, and of how many: {during:?} during snapshots, {between:?} between them");
     let (during, between) = (during[1].0, between[1].0);
-    assert!(during < 10 * between, "{during:?} against {between:?}");
+    assert!(during < 2 * between, "{during:?} against {between:?}");
 }
