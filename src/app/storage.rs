@@ -156,7 +156,8 @@ pub(super) fn open(dir: &Path, setup: &Setup, options: Options, epoch: u32) -> R
     let epoch = epoch.max(replay.epoch() + 1).max(journal.epoch() + 1);
     clock::begin_after(replay.time());
     let (writer, _) = journal.fence(epoch, "local").map_err(|e| wrong(&e))?;
-    let first_seq = setup.first_seq.max(clock::sequence_at(replay.time()));
+    let after = if planted::is("seq_again") { 0 } else { clock::sequence_at(replay.time()) };
+    let first_seq = setup.first_seq.max(after);
     let mut board = replay.finish(epoch, first_seq);
     board.results_gone(whole_from(&writer.segments()).0);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
