@@ -56,6 +56,8 @@ impl Requests {
 #[derive(Debug)]
 pub struct Fetcher<R> {
     reader: R,
+    /// The last record that was read for tasks.
+    behind: u64,
     requests: Requests,
     /// Where the dispatcher hears of it.
     inlet: Inlet,
@@ -73,7 +75,15 @@ pub fn factory<R: Reader + Unpin>(
 ) -> impl FnMut(u32, DeathGuard) -> Fetcher<R> {
     move |_, guard| {
         let (reader, requests) = (reader.clone(), requests.clone());
-        Fetcher { reader, requests, inlet: inlet.clone(), health: health.clone(), guard, fault: false }
+        Fetcher {
+            reader,
+            behind: 0,
+            requests,
+            inlet: inlet.clone(),
+            health: health.clone(),
+            guard,
+            fault: false,
+        }
     }
 }
 
@@ -93,6 +103,7 @@ impl<R: Reader + Unpin> Fetcher<R> {
             };
             self.requests.first_is_done();
             self.inlet.journaled(news);
+            self.read_ahead(&fetch);
         }
     }
 
@@ -112,6 +123,16 @@ impl<R: Reader + Unpin> Fetcher<R> {
                 });
                 Ok(Journaled::Found(fetch.incarnation, lookup.clone(), found))
             }
+        }
+    }
+
+    /// While the dispatcher deals with what was read, the disk brings what it will want next, if it reads in order.
+    fn read_ahead(&mut self, fetch: &Fetch) {
+        let What::Tasks(want) = fetch.what else { return };
+        let in_order = (self.behind..=self.behind + 1).contains(&want.first);
+        self.behind = want.last;
+        if in_order {
+            self.reader.ahead();
         }
     }
 

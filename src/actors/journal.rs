@@ -311,6 +311,9 @@ pub trait Reader: Clone + Send + 'static {
     /// Position of the last durable record.
     fn last(&self) -> Position;
 
+    /// Reads on behind the record that was read last, while nobody waits for it, if that saves time later.
+    fn ahead(&mut self) {}
+
     /// Takes the record after `after` and moves `after` there; `None` at the end.
     ///
     /// # Errors

@@ -161,6 +161,6 @@ pub(super) fn open(dir: &Path, setup: &Setup, options: Options, epoch: u32) -> R
     let mut board = replay.finish(epoch, first_seq);
     board.results_gone(whole_from(&writer.segments()).0);
     tracing::info!(records = recovered.records, bytes = recovered.bytes, epoch, "journal read");
-    let reader = journal.reader();
+    let reader = journal.reader().past_cache();
     Ok(Storage { writer, recover, reader, snapshot, board, epoch, bytes: recovered.bytes })
 }

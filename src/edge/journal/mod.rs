@@ -22,7 +22,7 @@
 //!
 //! From memory, records of 1 kB are recovered with 6 GB/s and read in order with 5 GB/s; one at random takes 13 us.
 //!
-//! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 128 KiB for each reader that reads; 1 MiB for appending.
+//! Memory: 16 bytes for each 64 KiB of segment, that is 256 KiB for 1 GiB; 1 MiB for each reader that reads; 1 MiB for appending.
 //!
 //! | module | |
 //! |---|---|

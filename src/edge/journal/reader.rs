@@ -11,7 +11,7 @@ use super::scan::{FIRST_RECORD, Fault, Mark, Window, mark};
 use crate::actors::journal::{Damage, OpenError, Position, ReadError, Reader, Record, Segment};
 
 /// Buffer of a reader, bytes: a mark's neighbourhood and a record behind it.
-const READ_BYTES: usize = 128 * 1024;
+const READ_BYTES: usize = 1024 * 1024;
 const ADVICE: &str = "stop the server, run `hive journal verify`, and restore the file from a copy";
 
 /// What is durable. The writer extends it after each sync, so that nobody reads what may yet be lost.
@@ -98,6 +98,7 @@ impl View {
 pub struct LocalReader<F: Files> {
     shared: Arc<Shared<F>>,
     open: Option<Open<F::File>>,
+    direct: bool,
 }
 
 /// The segment read last.
@@ -111,7 +112,7 @@ struct Open<F> {
 
 impl<F: Files> Clone for LocalReader<F> {
     fn clone(&self) -> Self {
-        Self::new(&self.shared)
+        Self { direct: self.direct, ..Self::new(&self.shared) }
     }
 }
 
@@ -140,11 +141,23 @@ impl<F: Files> Reader for LocalReader<F> {
     fn last(&self) -> Position {
         Position(self.shared.view.read().last)
     }
+
+    fn ahead(&mut self) {
+        if let Some(open) = self.open.as_mut().filter(|_| self.direct) {
+            open.window.ahead(open.next.offset);
+        }
+    }
 }
 
 impl<F: Files> LocalReader<F> {
     pub(super) fn new(shared: &Arc<Shared<F>>) -> Self {
-        Self { shared: shared.clone(), open: None }
+        Self { shared: shared.clone(), open: None, direct: false }
+    }
+
+    /// The same for what is read once: past the page cache, if the journal is written so.
+    #[must_use]
+    pub fn past_cache(self) -> Self {
+        Self { direct: self.shared.options.direct, ..self }
     }
 
     fn read(&mut self, spot: Spot, at: Position) -> Result<Record, ReadError> {
@@ -181,7 +194,7 @@ impl<F: Files> LocalReader<F> {
     }
 
     fn open_segment(&self, spot: Spot) -> Result<Open<F::File>, ReadError> {
-        let opened = open_segment(&self.shared.files, spot.first, READ_BYTES, Some(spot.end));
+        let opened = open_segment(&self.shared.files, spot.first, READ_BYTES, Some(spot.end), self.direct);
         let (window, header) = opened.map_err(|e| self.closed(spot.first, e))?;
         let next = Mark { position: spot.first, offset: FIRST_RECORD };
         Ok(Open { first: spot.first, salt: header.salt, window, next })

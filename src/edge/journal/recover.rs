@@ -69,17 +69,21 @@ pub(super) fn segments_in<F: Files>(files: &F) -> Result<Vec<u64>, Failed> {
 }
 
 /// Opens a segment and believes its header, which must name the position that the file's name has. `end` is where its bytes
-/// end that may be looked at; without it, the file's.
+/// end that may be looked at; without it, the file's. `direct`: past the page cache.
 pub(super) fn open_segment<F: Files>(
     files: &F,
     first: u64,
     buffer: usize,
     end: Option<u64>,
+    direct: bool,
 ) -> Result<(Window<F::File>, SegmentHeader), OpenError> {
     let name = format::segment_name(first);
     let file = files.open(&name).map_err(|e| failed("open", files, &name, e))?;
     let end = end.map_or_else(|| file.size(), Ok).map_err(|e| failed("measure", files, &name, e))?;
-    let mut window = Window::new(file, end, buffer.max(SEGMENT_HEADER as usize));
+    let mut window = match direct {
+        true => Window::past_cache(file, end, buffer),
+        false => Window::new(file, end, buffer.max(SEGMENT_HEADER as usize)),
+    };
     let bytes =
         window.bytes(0, SEGMENT_HEADER as usize).map_err(|e| failed("read", files, &name, e))?.to_vec();
     let damage = |what: &str| {
@@ -114,7 +118,7 @@ pub(super) fn scan_sealed<F: Files>(
     visit: &mut dyn FnMut(u64, &format::Header, u64),
 ) -> Result<Found, OpenError> {
     let name = format::segment_name(first);
-    let (mut window, header) = open_segment(files, first, SCAN_BYTES, None)?;
+    let (mut window, header) = open_segment(files, first, SCAN_BYTES, None, false)?;
     let chain = Chain { position: first - 1, crc: header.prev, epoch: header.epoch };
     let scanned = window.scan(FIRST_RECORD, header.salt, chain, &mut |h, at| visit(first, h, at));
     let scanned = scanned.map_err(|e| failed("read", files, &name, e))?;
@@ -148,7 +152,7 @@ pub(super) fn examine<F: Files>(
     };
     let mut segments = firsts[..from].iter().zip(&firsts[1..]);
     let segments: Result<Vec<Found>, OpenError> = segments.try_fold(Vec::new(), |mut all, (first, next)| {
-        let (window, _) = open_segment(files, *first, 0, None)?;
+        let (window, _) = open_segment(files, *first, 0, None, false)?;
         all.push(Found { first: *first, last: next - 1, end: window.end(), marks: None });
         Ok(all)
     });
@@ -178,7 +182,7 @@ impl<F: Files> Walk<'_, F> {
         is_last: bool,
         visit: &mut dyn FnMut(u64, &format::Header, u64),
     ) -> Result<(), OpenError> {
-        let (mut window, header) = open_segment(self.files, first, SCAN_BYTES, None)?;
+        let (mut window, header) = open_segment(self.files, first, SCAN_BYTES, None, false)?;
         let chain = self.follows(first, &header)?;
         let name = format::segment_name(first);
         let read = |e| failed("read", self.files, &name, e);

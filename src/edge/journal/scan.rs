@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::blocks::BLOCK;
 use super::files::File;
 use super::format::{ALIGN, Header, RECORD_HEADER, SEGMENT_HEADER, u32_at, u64_at};
 
@@ -9,6 +10,8 @@ use super::format::{ALIGN, Header, RECORD_HEADER, SEGMENT_HEADER, u32_at, u64_at
 pub(super) const SCAN_BYTES: usize = 1024 * 1024;
 /// One mark of the index for so many bytes of a segment: 16 bytes of memory each, 256 KiB for 1 GiB of journal.
 pub(super) const MARK_BYTES: u64 = 64 * 1024;
+/// What is read at least where nothing before it was, bytes.
+const JUMP_BYTES: usize = 128 * 1024;
 /// What a search for records in a tail may hash, as a multiple of the tail's length. Only bytes made for it need more.
 const SEARCH_FACTOR: u64 = 8;
 
@@ -16,10 +19,13 @@ const SEARCH_FACTOR: u64 = 8;
 #[derive(Debug)]
 pub(super) struct Window<F> {
     file: F,
+    /// The bytes are behind `begin`, which is aligned for reads past the page cache.
     buf: Vec<u8>,
+    begin: usize,
     from: u64,
     filled: usize,
     end: u64,
+    direct: bool,
 }
 
 /// Why no record is at a place.
@@ -101,7 +107,15 @@ impl<F: File> Window<F> {
     /// Sees the bytes of `file` before `end`. The buffer is no longer than that.
     pub(super) fn new(file: F, end: u64, buffer: usize) -> Self {
         let buffer = buffer.min(end.max(RECORD_HEADER as u64) as usize);
-        Self { file, buf: vec![0; buffer], from: 0, filled: 0, end }
+        Self { file, buf: vec![0; buffer], begin: 0, from: 0, filled: 0, end, direct: false }
+    }
+
+    /// The same past the page cache, if that is possible: for what is read once. A buffer of two blocks at least.
+    pub(super) fn past_cache(file: F, end: u64, buffer: usize) -> Self {
+        let buf = vec![0; (buffer.max(2 * BLOCK as usize) + BLOCK as usize).next_multiple_of(BLOCK as usize)];
+        let begin = buf.as_ptr().align_offset(BLOCK as usize);
+        let direct = file.direct(true);
+        Self { file, buf, begin, from: 0, filled: 0, end, direct }
     }
 
     pub(super) fn file(&self) -> &F {
@@ -123,33 +137,77 @@ impl<F: File> Window<F> {
 
     /// Up to `want` bytes at an offset, at least one before the end; fewer where the buffer or the file ends.
     pub(super) fn bytes(&mut self, at: u64, want: usize) -> io::Result<&[u8]> {
-        let want = want.min(self.buf.len()).min(self.end.saturating_sub(at) as usize);
+        let want = want.min(self.room(at)).min(self.end.saturating_sub(at) as usize);
         if at < self.from || at + want as u64 > self.from + self.filled as u64 {
             self.fill(at, want)?;
         }
         let from = (at - self.from) as usize;
-        Ok(&self.buf[from..from + want.min(self.filled - from)])
+        Ok(&self.buf[self.begin..][from..from + want.min(self.filled - from)])
+    }
+
+    /// What the buffer holds if `at` is the first that is wanted, bytes.
+    fn room(&self, at: u64) -> usize {
+        match self.direct {
+            true => (self.buf.len() - self.begin) / BLOCK as usize * BLOCK as usize - (at % BLOCK) as usize,
+            false => self.buf.len() - self.begin,
+        }
     }
 
     /// What the buffer holds from an offset on, at least one byte before the end.
     fn buffered(&mut self, at: u64) -> io::Result<&[u8]> {
         self.bytes(at, 1)?;
-        Ok(&self.buf[(at - self.from) as usize..self.filled])
+        Ok(&self.buf[self.begin..][(at - self.from) as usize..self.filled])
     }
 
-    /// Reads ahead as far as the buffer goes, but waits only for what is wanted.
+    /// Reads what comes at `at`, while nobody waits for it, unless enough of it is here. What cannot be read is told when it is wanted.
+    pub(super) fn ahead(&mut self, at: u64) {
+        let here = (self.from + self.filled as u64).saturating_sub(at) as usize;
+        let all = self.room(at).min(self.end.saturating_sub(at) as usize);
+        if here < all / 2 {
+            let _ = self.fill(at, all);
+        }
+    }
+
+    /// Reads ahead as far as the buffer goes, if what came before was read as well; but waits only for what is wanted.
     fn fill(&mut self, at: u64, want: usize) -> io::Result<()> {
-        (self.from, self.filled) = (at, 0);
-        let most = self.buf.len().min(self.end.saturating_sub(at) as usize);
+        let before = if self.direct { (at % BLOCK) as usize } else { 0 };
+        let follows = (self.from..=self.from + self.filled as u64).contains(&at);
+        let ahead = (before + want).next_multiple_of(BLOCK as usize).max(JUMP_BYTES);
+        let ahead = if follows { usize::MAX } else { ahead };
+        self.keep_from(at - before as u64);
+        let (left, want) = (self.end.saturating_sub(self.from) as usize, before + want);
+        let most = if self.direct { left.next_multiple_of(BLOCK as usize) } else { left };
+        let most = most.min(before + self.room(at)).min(ahead);
         while self.filled < want {
-            match self.file.read_at(&mut self.buf[self.filled..most], at + self.filled as u64) {
+            let into = &mut self.buf[self.begin..][self.filled..most];
+            match self.file.read_at(into, self.from + self.filled as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => self.filled += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // The file system took the setting, and would not read by it.
+                Err(e) if self.direct && e.kind() == io::ErrorKind::InvalidInput => {
+                    self.file.direct(false);
+                    self.direct = false;
+                    return self.fill(at, want - before);
+                }
                 Err(e) => return Err(e),
             }
         }
+        // What is behind the end may be in the middle of being written.
+        self.filled = self.filled.min(left);
         Ok(())
+    }
+
+    /// The buffer begins with this place from now on, and keeps what it has of it: whole blocks past the page cache.
+    fn keep_from(&mut self, from: u64) {
+        let kept =
+            (from >= self.from).then(|| (from - self.from) as usize).filter(|skip| *skip < self.filled);
+        let filled = kept.map_or(0, |skip| self.filled - skip);
+        let filled = if self.direct { filled / BLOCK as usize * BLOCK as usize } else { filled };
+        if let Some(skip) = kept {
+            self.buf[self.begin..].copy_within(skip..skip + filled, 0);
+        }
+        (self.from, self.filled) = (from, filled);
     }
 
     /// What looks like a header at `at` and could be whole.

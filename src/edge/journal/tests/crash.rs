@@ -48,7 +48,7 @@ impl Known {
             let (position, epoch) = (Position(found), if *ops == 0 { self.epoch + 1 } else { self.epoch });
             expected.push(Record { position, epoch, ops: *ops, body: body.clone().into() });
         }
-        let read = read_all(&mut journal.reader(), Position(self.start));
+        let read = read_all(&mut journal.reader().past_cache(), Position(self.start));
         if read != expected {
             return Err("the records are not those that were appended".into());
         }

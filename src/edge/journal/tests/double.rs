@@ -403,16 +403,20 @@ impl Files for MemFiles {
     }
 }
 
+impl MemFile {
+    /// Past the page cache everything is in blocks: places in memory, lengths, places in the file.
+    fn judge(&self, numbers: impl IntoIterator<Item = usize>) -> io::Result<()> {
+        let block = self.disk.with(|d| d.block).unwrap_or(4096);
+        let direct = self.direct.load(Ordering::Relaxed);
+        let bad = direct && numbers.into_iter().any(|n| n % block != 0);
+        if bad { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
+    }
+}
+
 impl File for MemFile {
     fn write_at(&self, parts: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        if self.direct.load(Ordering::Relaxed) {
-            let block = self.disk.with(|d| d.block).unwrap_or(4096);
-            let places = parts.iter().filter(|p| !p.is_empty()).map(|p| p.as_ptr().addr());
-            let lengths = parts.iter().map(|p| p.len());
-            if places.chain(lengths).chain([offset as usize]).any(|n| n % block != 0) {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-        }
+        let places = parts.iter().filter(|p| !p.is_empty()).map(|p| p.as_ptr().addr());
+        self.judge(places.chain(parts.iter().map(|p| p.len())).chain([offset as usize]))?;
         let data = parts.iter().flat_map(|p| p.iter().copied()).collect::<Vec<u8>>();
         let at = offset as usize;
         let written = self.disk.with(|d| {
@@ -434,6 +438,7 @@ impl File for MemFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.judge([buf.as_ptr().addr(), buf.len(), offset as usize])?;
         self.disk.with(|d| {
             let live = &d.node(self.inode).live;
             let from = &live[(offset as usize).min(live.len())..];
