@@ -82,6 +82,7 @@ codes! {
     TooManyConsumers = 311, "too_many_consumers", false, "The connection has consumers_max consumers.";
     TooManyWaits = 312, "too_many_waits", true, "The server has waits_max waits under way.";
     TooManyLabels = 313, "too_many_labels", false, "The queue has seen more distinct label sets than it may have (256).";
+    NotDead = 314, "not_dead", false, "The task is no dead letter: it waits, runs, or has another outcome.";
 
     InvalidSubject = 400, "invalid_subject", false, "A subject is tokens joined by dots, at most 255 bytes; * and > may stand only in subscriptions, as whole tokens, > last.";
     NoResponders = 401, "no_responders", true, "Nobody has subscribed to the subject of the request.";

@@ -91,6 +91,10 @@ ops! {
     Wait = 0x1b, 0;
     /// Lists dead letters of a queue, newest first; header: limit u32, then queue name.
     ListDead = 0x1c, 0;
+    /// Gives dead letters all their attempts again; payload: `count` task ids.
+    Redrive = 0x1d, 0;
+    /// Forgets dead letters; payload: `count` task ids.
+    Purge = 0x1e, 0;
 
     /// Publishes; header: subject.
     Publish = 0x20, T | Flags::ACK;
@@ -122,7 +126,8 @@ ops! {
     Assign = 0x91, 0;
     /// Outcomes of watched tasks; payload: `count` task items.
     Result = 0x92, 0;
-    /// Answers `Complete`, `Fail`, `Release`, `Renew`, `Progress`, `Cancel`; count: accepted; payload: refused items.
+    /// Answers `Complete`, `Fail`, `Release`, `Renew`, `Progress`, `Cancel`, `Redrive`, `Purge`; count: accepted; payload: refused
+    /// items.
     Settled = 0x93, 0;
     /// Progress of watched tasks; payload: `count` progress event items.
     Progressed = 0x94, 0;

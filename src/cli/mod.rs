@@ -4,6 +4,7 @@
 
 mod analyse;
 mod backup;
+mod dead;
 mod demo;
 mod demo_worker;
 mod explain;
@@ -55,6 +56,8 @@ enum Command {
     Submit(submit::Args),
     /// Work on a queue: run a command for each task.
     Work(work::Args),
+    /// List dead letters, give them another chance, or forget them.
+    Dead(dead::Args),
     /// Publish a message.
     Pub(messages::PubArgs),
     /// Print the messages of a subject.
@@ -88,6 +91,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(a) => status::run(&a),
         Command::Submit(a) => wait_for(submit::run(a)),
         Command::Work(a) => wait_for(work::run(a)),
+        Command::Dead(a) => wait_for(dead::run(a)),
         Command::Pub(a) => wait_for(messages::publish(a)),
         Command::Sub(a) => wait_for(messages::subscribe(a)),
         Command::Request(a) => wait_for(messages::request(a)),

@@ -133,7 +133,7 @@ fn item_seed(frame: FrameRef<'_>) -> Option<Vec<u8>> {
         Op::Tasks | Op::Result => 8,
         Op::Revoked => 9,
         Op::Accepted | Op::Settled => 10,
-        Op::Query | Op::Cancel | Op::Wait => 11,
+        Op::Query | Op::Cancel | Op::Wait | Op::Redrive | Op::Purge => 11,
         _ => return None,
     };
     let count = if kind == 10 { (frame.payload.len() / 8) as u16 } else { frame.prefix.count };

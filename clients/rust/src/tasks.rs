@@ -152,9 +152,30 @@ impl Client {
     /// # Errors
     /// Those of the connection.
     pub async fn cancel(&self, tasks: &[TaskId]) -> Result<Vec<Result<(), Error>>, Error> {
+        self.settle(Op::Cancel, tasks).await
+    }
+
+    /// Gives dead letters all their attempts again; gives, in order, why not where it was refused. Whoever watches a task is told its
+    /// next outcome as well.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn redrive(&self, tasks: &[TaskId]) -> Result<Vec<Result<(), Error>>, Error> {
+        self.settle(Op::Redrive, tasks).await
+    }
+
+    /// Forgets dead letters; gives, in order, why not where it was refused.
+    ///
+    /// # Errors
+    /// Those of the connection.
+    pub async fn purge(&self, tasks: &[TaskId]) -> Result<Vec<Result<(), Error>>, Error> {
+        self.settle(Op::Purge, tasks).await
+    }
+
+    async fn settle(&self, op: Op, tasks: &[TaskId]) -> Result<Vec<Result<(), Error>>, Error> {
         let mut answers = Vec::with_capacity(tasks.len());
         for some in tasks.chunks(QUERY_TASKS) {
-            let ask = self.inner.ask(Op::Cancel, 0, Bytes::new(), some.len() as u16, ids(some));
+            let ask = self.inner.ask(op, 0, Bytes::new(), some.len() as u16, ids(some));
             let frame = self.inner.within(self.inner.settings.timeout, ask).await?;
             let refused = crate::driver::refused(&frame)?;
             answers

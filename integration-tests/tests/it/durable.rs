@@ -53,6 +53,34 @@ fn everything_comes_back_after_kill_9() {
     assert_eq!(server.client().list_dead("q", 10).expect("a list"), dead);
 }
 
+/// Dead letters that wait again, and those that are forgotten, are that after a kill as well.
+#[test]
+fn what_becomes_of_dead_letters_survives() {
+    let server = Server::with("queue_defaults.attempts_max = 1");
+    let (mut client, mut worker) = (server.client(), server.client());
+    let ids = client.submit("q", &payloads(4));
+    let consumer = worker.work("q", 4);
+    for task in worker.gather(consumer, 4) {
+        worker.fail(task.lease, 0, false, "broken");
+    }
+    client.results(4);
+    drop(worker);
+    assert_eq!(client.redrive(&ids[..2]).accepted, 2);
+    assert_eq!(client.purge(&ids[2..3]).accepted, 1);
+    let server = server.killed_and_started_again();
+    let (mut client, mut worker) = (server.client(), server.client());
+    let states: Vec<TaskState> = client.query(&ids).iter().map(|t| t.state).collect();
+    let (waiting, unknown, dead) = (TaskState::Waiting, TaskState::Unknown, TaskState::Dead);
+    assert_eq!(states, [waiting, waiting, unknown, dead]);
+    let consumer = worker.work("q", 4);
+    let again = worker.gather(consumer, 2);
+    assert!(again.iter().zip(payloads(2)).all(|(t, p)| t.payload == p && t.lease.attempt == 2));
+    worker.complete(&again[..1]);
+    worker.fail(again[1].lease, 0, false, "broken again");
+    let told: Vec<_> = client.list_dead("q", 9).expect("a list").into_iter().map(|d| d.task).collect();
+    assert_eq!(told, [ids[1], ids[3]]);
+}
+
 #[test]
 fn a_lease_of_the_server_before_is_void() {
     let server = Server::start();

@@ -130,6 +130,45 @@ fn a_worker_that_goes_gives_back_at_once() {
 }
 
 #[test]
+fn dead_letters_get_another_chance_or_are_forgotten() {
+    let server = Server::with("queues = [{ name = \"q\", attempts_max = 2, retry_delay_ms = 0 }]");
+    let (mut client, mut worker) = (server.client(), server.client());
+    let consumer = worker.work("q", 8);
+    let ids = client.submit("q", &[b"one", b"two"]);
+    let mut fail = |times: usize| {
+        for task in worker.gather(consumer, times) {
+            assert_eq!(worker.fail(task.lease, 0, false, "no").accepted, 1);
+        }
+    };
+    let dead = |client: &mut crate::harness::Client, n| {
+        let told = client.results(n);
+        assert!(told.iter().all(|o| o.state == TaskState::Dead && o.payload == b"no"), "{told:?}");
+        told.iter().map(|o| o.attempt).collect::<Vec<_>>()
+    };
+    fail(2);
+    fail(2);
+    assert_eq!(dead(&mut client, 2), [2, 2]);
+    // Whoever watched is told the next outcome as well; all attempts are there again.
+    assert_eq!(client.redrive(&ids[..1]).accepted, 1);
+    fail(1);
+    fail(1);
+    assert_eq!(dead(&mut client, 1), [4]);
+    assert_eq!(client.purge(&ids[..1]).accepted, 1);
+    assert_eq!(client.query(&ids)[0].state, TaskState::Unknown);
+    server.queue_has("q", "dead", 1);
+    // One by one: what is no dead letter is refused, and the rest is done.
+    let other = client.submit("other", &[b"waits"])[0];
+    let mixed = [ids[0], other, ids[1], ids[1]];
+    let answer = client.redrive(&mixed);
+    let refused = [(0, Code::UnknownTask), (1, Code::NotDead), (3, Code::NotDead)];
+    assert_eq!((answer.accepted, &answer.refused[..]), (1, &refused[..]));
+    let answer = client.purge(&mixed);
+    let refused = [(0, Code::UnknownTask), (1, Code::NotDead), (2, Code::NotDead), (3, Code::NotDead)];
+    assert_eq!((answer.accepted, &answer.refused[..]), (0, &refused[..]));
+    assert_eq!(worker.one(consumer).lease.task, ids[1]);
+}
+
+#[test]
 fn failures_end_in_the_dead_letters() {
     let server = Server::with("queues = [{ name = \"q\", attempts_max = 3, retry_delay_ms = 1 }]");
     let mut client = server.client();

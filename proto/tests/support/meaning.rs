@@ -230,7 +230,9 @@ fn describe_items(op: Op, frame: FrameRef<'_>) -> Result<Option<Value>, WireErro
                 json!({ "task": task, "attempt": i.attempt, "value": value(i.value), "note_hex": hex(i.note) }),
             )
         }),
-        Op::Cancel | Op::Query | Op::Wait => each(frame, count, |i: TaskId| Ok(i.to_string().into())),
+        Op::Cancel | Op::Redrive | Op::Purge | Op::Query | Op::Wait => {
+            each(frame, count, |i: TaskId| Ok(i.to_string().into()))
+        }
         Op::Result | Op::Tasks => each(frame, count, |i: items::Task<'_>| {
             let (task, state) = (i.task.to_string(), i.state.name());
             Ok(json!({ "task": task, "state": state, "attempt": i.attempt, "payload_hex": hex(i.payload) }))
@@ -274,7 +276,7 @@ fn build_item(op: Op, v: &Value) -> Vec<u8> {
             let (task, attempt) = (task(&v["task"]), num(v, "attempt") as u32);
             items::Progressed { task, attempt, value: share(), note: &bytes("note_hex") }.write(&mut out);
         }
-        Op::Cancel | Op::Query | Op::Wait => task(v).write(&mut out),
+        Op::Cancel | Op::Redrive | Op::Purge | Op::Query | Op::Wait => task(v).write(&mut out),
         Op::Result | Op::Tasks => {
             let state = *TaskState::ALL.iter().find(|s| v["state"] == s.name()).expect("a state");
             let (task, attempt) = (task(&v["task"]), num(v, "attempt") as u32);

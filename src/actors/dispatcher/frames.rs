@@ -61,7 +61,7 @@ fn is_durable(board: &Board, frame: &FrameRef<'_>, op: Op) -> bool {
         Op::Complete => any(board, frame, |i: &Complete<'_>| i.lease.task),
         Op::Fail => any(board, frame, |i: &Fail<'_>| i.lease.task),
         Op::Release => any(board, frame, |i: &Release| i.lease.task),
-        Op::Cancel | Op::Query | Op::Wait => any(board, frame, |id: &TaskId| *id),
+        Op::Cancel | Op::Query | Op::Wait | Op::Redrive | Op::Purge => any(board, frame, |id: &TaskId| *id),
         Op::ListDead => frame.header.get(4..).is_some_and(|queue| board.is_durable_queue(queue)),
         _ => false,
     }
@@ -125,6 +125,8 @@ pub(super) fn apply_frame(
         Op::Renew => board.renew(now, from, id, items::check::<Lease>(frame.payload, count)?, out),
         Op::Progress => board.progress(from, id, items::check(frame.payload, count)?, out),
         Op::Cancel => board.cancel(now, from, id, items::check::<TaskId>(frame.payload, count)?, out),
+        Op::Redrive => board.redrive(from, id, items::check::<TaskId>(frame.payload, count)?, out),
+        Op::Purge => board.purge(from, id, items::check::<TaskId>(frame.payload, count)?, out),
         Op::Query => board.query(from, id, items::check::<TaskId>(frame.payload, count)?, out),
         Op::Wait => {
             let mut r = Reader(frame.header);

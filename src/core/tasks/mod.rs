@@ -11,8 +11,10 @@
 //!                               └────────────────worker gone──┘
 //! ```
 //!
+//! A dead letter goes back to Waiting by redrive, and is forgotten by purge.
+//!
 //! Rooms: `arena` (bytes), `table` (records), `queue` (lanes and policy), `assign` (who gets what), `settle` (what
-//! workers say), `outcome` (how an attempt ends), `expire` (what time does), `waits` (who waits for an outcome), `view`
+//! workers say), `outcome` (how an attempt ends), `dead` (dead letters), `expire` (what time does), `waits` (who waits for an outcome), `view`
 //! (counts); for queues that must survive, `ops` (what the journal says), `commit` (when it counts),
 //! `replay` and `snapshot`, `spill` (what waits on disk), `archive` (outcomes on disk).
 
@@ -20,6 +22,7 @@ mod archive;
 pub(crate) mod arena;
 mod assign;
 mod commit;
+mod dead;
 mod expire;
 mod ops;
 mod outcome;

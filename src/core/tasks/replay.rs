@@ -177,6 +177,8 @@ impl Replay {
                 }
                 None => self.board.is_recorded(seq, self.board.archive.replayed),
             },
+            Decision::Redrive { seq } => self.board.if_dead(seq, Board::revive),
+            Decision::Purge { seq } => self.board.if_dead(seq, Board::forget_dead),
             Decision::Bury { seq, attempt, failed, error } => {
                 let error = if planted::is("error_lost") { "" } else { error };
                 self.board.is_dead(seq, (attempt, failed), error);

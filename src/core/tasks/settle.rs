@@ -249,7 +249,7 @@ impl Board {
         self.answer(from, request, accepted, durable && decides, sink);
     }
 
-    fn answer(
+    pub(super) fn answer(
         &mut self,
         from: SessionId,
         request: u32,

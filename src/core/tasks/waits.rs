@@ -215,30 +215,6 @@ impl Board {
         self.query(session, request, ids.iter().copied(), sink);
     }
 
-    /// Dead letters of a queue, the newest first.
-    pub fn list_dead(
-        &self,
-        from: SessionId,
-        request: u32,
-        queue: &str,
-        limit: usize,
-        sink: &mut impl TaskSink,
-    ) {
-        let Some(at) = self.by_name.get(queue) else {
-            let text = format!("queue {queue:?} does not exist");
-            return sink.error(from, request, WireError::new(Code::UnknownQueue, text));
-        };
-        let mut slot = self.queues[*at as usize].dead.tail;
-        let newest = std::iter::from_fn(|| {
-            let here = (slot != Slot::NONE).then_some(slot)?;
-            slot = self.table[here].prev;
-            Some(self.view(here))
-        });
-        self.hold(self.queues[*at as usize].is_durable(), sink);
-        sink.tasks(from, request, newest.take(limit));
-        sink.hold(false);
-    }
-
     pub(super) fn state_of(&self, task: TaskId) -> Task<'_> {
         let in_memory = self.find(task).map(|slot| self.view(slot));
         in_memory.or_else(|| self.view_spilled(task)).unwrap_or(Task {

@@ -142,7 +142,7 @@ impl Session {
     pub(super) fn classify(&mut self, frame: &[u8]) -> Class {
         match frame[5] {
             0x10 if !self.may_submit(frame) => Class::Local,
-            0x10..=0x1c => Class::Dispatcher,
+            0x10..=0x1e => Class::Dispatcher,
             0x20 | 0x23 | 0x24 if self.shard.hubs.len() == 1 => Class::Hub(0),
             0x20 | 0x23 | 0x24 => self.hub_of(frame),
             0x21 | 0x22 if self.shard.hubs.len() == 1 => Class::Control(0),

@@ -316,6 +316,8 @@ fn ask() -> Group {
             ("wait_all", "for ten seconds", batch(Op::Wait, 0, 13, &[&wait(0, 10_000)], &ids)),
             ("wait_any", "as long as can be said", batch(Op::Wait, 0, 14, &[&wait(1, u32::MAX)], &ids)),
             ("cancel", "one task", batch(Op::Cancel, 0, 15, &[], &ids[..1])),
+            ("redrive", "two dead letters", batch(Op::Redrive, 0, 17, &[], &ids[..2])),
+            ("purge", "one dead letter", batch(Op::Purge, 0, 18, &[], &ids[..1])),
             (
                 "list_dead",
                 "the newest hundred",

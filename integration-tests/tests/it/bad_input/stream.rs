@@ -92,7 +92,7 @@ fn unknown_operation() {
         let mut client = server.client();
         let raw = |op: u8| with_bytes(frame(Op::Ping, 0, 5, 0, &[], &[]), 5, &[op]);
         refused_alone(&mut client, &raw(0x7f), 5, Code::UnknownOp, "0x7f");
-        refused_alone(&mut client, &raw(0x1d), 5, Code::UnknownOp, "0x1d");
+        refused_alone(&mut client, &raw(0x1f), 5, Code::UnknownOp, "0x1f");
         refused_alone(&mut client, &raw(Op::Welcome as u8), 5, Code::UnknownOp, "Welcome");
         let flagged = frame(Op::Publish, Flags::LAST, 5, 0, b"a", b"");
         refused_alone(&mut client, &flagged, 5, Code::BadFlags, "Publish");

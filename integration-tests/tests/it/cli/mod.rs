@@ -1,5 +1,6 @@
 //! The command line as scripts use it: streams, JSON keys, exit codes, signals.
 
+mod dead;
 mod journal;
 mod messages;
 mod operate;

@@ -221,6 +221,14 @@ impl Client {
         self.settle_with(Op::Cancel, tasks.iter().copied())
     }
 
+    pub(crate) fn redrive(&mut self, tasks: &[TaskId]) -> Settled {
+        self.settle_with(Op::Redrive, tasks.iter().copied())
+    }
+
+    pub(crate) fn purge(&mut self, tasks: &[TaskId]) -> Settled {
+        self.settle_with(Op::Purge, tasks.iter().copied())
+    }
+
     fn settle_with<'a, T: Item<'a>>(&mut self, op: Op, items: impl IntoIterator<Item = T>) -> Settled {
         let (count, payload) = packed(items);
         let id = self.ask(op, 0, count, &[], &payload);

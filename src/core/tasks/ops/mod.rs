@@ -14,6 +14,8 @@
 //! Retry                              task, attempt, failed, due or 0, error
 //! Bury                               task, attempt, failed, error
 //! Cancel                             task
+//! Redrive                            task
+//! Purge                              task
 //! Count                              lane, results so far
 //! Task     lane, watcher             sequence, state (and 0x80: was on disk; 0x40: the last field is there), attempt, failed, attempts, time, error,
 //!                                    extension length, bytes, record of the outcome
@@ -61,17 +63,19 @@ enum Tag {
     Bits = 12,
     Run = 13,
     Outcomes = 14,
+    Redrive = 15,
+    Purge = 16,
 }
 
 impl Tag {
     fn from_u8(tag: u8) -> Option<Self> {
         use Tag::{
-            Bits, Bury, Cancel, Complete, Count, Epoch, Lane, Later, Outcomes, Retry, Run, Spilled, Submit,
-            Task,
+            Bits, Bury, Cancel, Complete, Count, Epoch, Lane, Later, Outcomes, Purge, Redrive, Retry, Run,
+            Spilled, Submit, Task,
         };
         let all = [
             Epoch, Lane, Submit, Later, Complete, Retry, Bury, Cancel, Task, Count, Spilled, Bits, Run,
-            Outcomes,
+            Outcomes, Redrive, Purge,
         ];
         all.get(usize::from(tag).checked_sub(1)?).copied()
     }
@@ -126,6 +130,14 @@ pub(crate) enum Decision<'a> {
         error: &'a str,
     },
     Cancel {
+        seq: u64,
+    },
+    /// A dead letter waits again, with all its attempts before it.
+    Redrive {
+        seq: u64,
+    },
+    /// A dead letter is forgotten.
+    Purge {
         seq: u64,
     },
     Task(Whole<'a>),

@@ -67,7 +67,7 @@ fn group(r: &mut Input<'_>, mut apply: impl FnMut(Decision<'_>) -> Option<()>) -
                 let (attempt, result) = (r.number32()?, r.bytes()?);
                 Decision::Complete { lane: queue, completed, seq, attempt, result }
             }
-            Tag::Retry | Tag::Bury | Tag::Cancel => {
+            Tag::Retry | Tag::Bury | Tag::Cancel | Tag::Redrive | Tag::Purge => {
                 seq = seq.wrapping_add(r.difference()?);
                 settled(r, tag, seq)?
             }
@@ -113,6 +113,8 @@ fn settled<'a>(r: &mut Input<'a>, tag: Tag, seq: u64) -> Option<Decision<'a>> {
             let (attempt, failed) = (r.number32()?, r.number16()?);
             Decision::Bury { seq, attempt, failed, error: r.text()? }
         }
+        Tag::Redrive => Decision::Redrive { seq },
+        Tag::Purge => Decision::Purge { seq },
         _ => Decision::Cancel { seq },
     })
 }

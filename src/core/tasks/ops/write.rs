@@ -250,6 +250,14 @@ impl Ops {
         self.finished.push(seq);
     }
 
+    pub(crate) fn redrive(&mut self, seq: u64) {
+        self.settled(Tag::Redrive, seq);
+    }
+
+    pub(crate) fn purge(&mut self, seq: u64) {
+        self.settled(Tag::Purge, seq);
+    }
+
     pub(crate) fn count(&mut self, lane: u32, completed: u64) {
         self.group(Tag::Count, 0);
         self.number(u64::from(lane));

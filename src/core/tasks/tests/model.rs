@@ -19,6 +19,8 @@ enum Op {
     StopWork { from: u32, id: u32 },
     Settle { how: How, thief: Option<u32>, leases: Vec<usize> },
     Cancel { task: usize },
+    Redrive { tasks: Vec<usize> },
+    Purge { tasks: Vec<usize> },
     Wait { from: u32, any: bool, timeout_ms: u32, tasks: Vec<usize> },
     Close { from: u32 },
     Pass { ms: u64 },
@@ -71,6 +73,8 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         10 => (how, prop::option::weighted(0.1, from()), prop::collection::vec(0..8_usize, 1..4))
             .prop_map(|(how, thief, leases)| Op::Settle { how, thief, leases }),
         2 => (0..30_usize).prop_map(|task| Op::Cancel { task }),
+        2 => prop::collection::vec(0..30_usize, 1..5).prop_map(|tasks| Op::Redrive { tasks }),
+        1 => prop::collection::vec(0..30_usize, 1..3).prop_map(|tasks| Op::Purge { tasks }),
         2 => (from(), any::<bool>(), 0..5_000_u32, prop::collection::vec(0..30_usize, 0..4))
             .prop_map(|(from, any, timeout_ms, tasks)| Op::Wait { from, any, timeout_ms, tasks }),
         1 => from().prop_map(|from| Op::Close { from }),
@@ -103,6 +107,8 @@ struct Model {
     /// Last task that each lane gave out for the first time.
     first_given: BTreeMap<(usize, usize), TaskId>,
     waits: BTreeMap<u32, (SessionId, bool, Tick, Vec<TaskId>)>,
+    /// How many items of a request must be accepted.
+    accepted: BTreeMap<u32, u16>,
 }
 
 impl Model {
@@ -118,9 +124,20 @@ impl Model {
         };
     }
 
+    /// A dead letter waits again, or is gone. Gives whether it was one.
+    fn end_dead(&mut self, task: &TaskId, purge: bool) -> bool {
+        let Some(t) = self.tasks.get_mut(task).filter(|t| t.state == TaskState::Dead) else { return false };
+        if purge {
+            self.tasks.remove(task);
+        } else {
+            (t.state, t.failed, t.outcomes) = (TaskState::Waiting, 0, 0);
+        }
+        true
+    }
+
     fn holds(&self, from: SessionId, lease: Lease) -> bool {
-        let t = &self.tasks[&lease.task];
-        t.state == TaskState::Running && t.holder == from && t.attempt == lease.attempt
+        let is = |t: &Known| t.state == TaskState::Running && t.holder == from && t.attempt == lease.attempt;
+        self.tasks.get(&lease.task).is_some_and(is)
     }
 
     fn settle(&mut self, now: Tick, from: SessionId, lease: Lease, how: How) -> bool {
@@ -401,6 +418,17 @@ fn apply(room: &mut Room, model: &mut Model, op: &Op) -> Vec<Lease> {
             }
             return if before == TaskState::Running { vec![revoked] } else { vec![] };
         }
+        Op::Redrive { tasks } | Op::Purge { tasks } => {
+            let ids: Vec<TaskId> = tasks.iter().filter_map(|n| model.tasks.keys().nth(*n).copied()).collect();
+            let request = room.request();
+            let purge = matches!(op, Op::Purge { .. });
+            match purge {
+                true => room.board.purge(CAROL, request, ids.iter().copied(), &mut room.log),
+                false => room.board.redrive(CAROL, request, ids.iter().copied(), &mut room.log),
+            }
+            let right = ids.iter().filter(|id| model.end_dead(id, purge)).count();
+            model.accepted.insert(request, right as u16);
+        }
         Op::Wait { from, any, timeout_ms, tasks } => {
             let ids: Vec<TaskId> = tasks
                 .iter()
@@ -485,14 +513,21 @@ fn settle(room: &mut Room, model: &mut Model, how: How, thief: Option<SessionId>
         }
     }
     let right: Vec<bool> = leases.iter().map(|lease| model.settle(now, from, *lease, how)).collect();
-    let answer = [room.log.0.last(), room.log.2.last()].into_iter().flatten().find_map(|e| match e {
-        Effect::Settled { request: r, accepted, refused, .. } if *r == request => Some((accepted, refused)),
-        _ => None,
-    });
-    let Some((accepted, refused)) = answer else { panic!("no answer") };
-    assert_eq!(usize::from(*accepted), right.iter().filter(|r| **r).count());
+    let (accepted, refused) = answer(room, request);
+    assert_eq!(usize::from(accepted), right.iter().filter(|r| **r).count());
     let wrong = right.iter().enumerate().filter(|(_, r)| !**r).map(|(i, _)| i as u16);
     assert!(refused.iter().map(|r| r.index).eq(wrong));
+}
+
+/// The answer to a settlement, which was the last thing said.
+fn answer(room: &Room, request: u32) -> (u16, &[Refused]) {
+    let answer = [room.log.0.last(), room.log.2.last()].into_iter().flatten().find_map(|e| match e {
+        Effect::Settled { request: r, accepted, refused, .. } if *r == request => {
+            Some((*accepted, &refused[..]))
+        }
+        _ => None,
+    });
+    answer.expect("an answer")
 }
 
 /// Compares what was said with what the model expects.
@@ -516,8 +551,11 @@ fn judge(room: &Room, model: &mut Model, said: &[Effect], revocations: &[Lease])
                 assert!(answered.insert(*request), "answered twice");
             }
             Effect::Accepted { refused, .. } => assert_eq!(refused, &[]),
-            Effect::Settled { .. } | Effect::Progressed { .. } | Effect::Ok { .. } | Effect::Error { .. } => {
+            Effect::Settled { request, accepted, .. } => {
+                let right = model.accepted.remove(request);
+                assert!(right.is_none_or(|right| right == *accepted), "{right:?} are right, not {accepted}");
             }
+            Effect::Progressed { .. } | Effect::Ok { .. } | Effect::Error { .. } => {}
         }
     }
     revoked.sort_by_key(|l| l.task);

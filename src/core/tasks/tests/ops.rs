@@ -16,6 +16,8 @@ enum Said {
     Retry(u64, u32, u16, Option<Tick>, String),
     Bury(u64, u32, u16, String),
     Cancel(u64),
+    Redrive(u64),
+    Purge(u64),
     Task(u32, u64, TaskState, u16, Tick, String, Vec<u8>, u64),
     Outcomes(u32, u64, u64, Tick, Vec<u64>),
     Count(u32, u64),
@@ -41,6 +43,8 @@ fn write(ops: &mut Ops, said: &Said) {
         Said::Retry(seq, attempt, failed, due, error) => ops.retry(*seq, *attempt, *failed, *due, error),
         Said::Bury(seq, attempt, failed, error) => ops.bury(*seq, *attempt, *failed, error),
         Said::Cancel(seq) => ops.cancel(*seq),
+        Said::Redrive(seq) => ops.redrive(*seq),
+        Said::Purge(seq) => ops.purge(*seq),
         Said::Count(lane, completed) => ops.count(*lane, *completed),
         Said::Outcomes(lane, page, mask, until, records) => {
             ops.outcomes(*lane, *page, *mask, *until, records.iter().copied());
@@ -93,6 +97,8 @@ fn owned(d: Decision<'_>) -> Said {
         }
         Decision::Bury { seq, attempt, failed, error } => Said::Bury(seq, attempt, failed, error.into()),
         Decision::Cancel { seq } => Said::Cancel(seq),
+        Decision::Redrive { seq } => Said::Redrive(seq),
+        Decision::Purge { seq } => Said::Purge(seq),
         Decision::Count { lane, completed } => Said::Count(lane, completed),
         Decision::Task(w) => {
             assert_eq!(w.fetched, w.failed % 2 == 1);
@@ -133,6 +139,8 @@ fn decisions() -> impl Strategy<Value = Vec<Said>> {
             .prop_map(|(s, a, f, t, e)| Said::Retry(s, a, f, t, e)),
         (seq(), any::<u32>(), any::<u16>(), ".{0,9}").prop_map(|(s, a, f, e)| Said::Bury(s, a, f, e)),
         seq().prop_map(Said::Cancel),
+        seq().prop_map(Said::Redrive),
+        seq().prop_map(Said::Purge),
         (any::<u32>(), any::<u64>()).prop_map(|(l, n)| Said::Count(l, n)),
         (lane(), any::<u64>(), 1..=u64::MAX, any::<u64>(), any::<u64>()).prop_map(|(l, page, mask, t, r)| {
             let records = (0..u64::from(mask.count_ones())).map(|n| r.wrapping_mul(n | 1)).collect();

@@ -265,3 +265,44 @@ fn cancelled_delays_do_not_pile_up() {
     room.after_ms(1 << 31);
     assert_eq!((room.said(), room.board.next_deadline()), (vec![], None));
 }
+
+#[test]
+fn a_dead_letter_waits_behind_the_others_and_fails_as_often_again() {
+    let mut room = Room::new();
+    let lease = room.leased("q");
+    for _ in 1..POLICY.attempts_max {
+        let lease = Lease { attempt: room.seen(lease.task).attempt, ..lease };
+        room.fail(BOB, lease, 0, "no").unwrap();
+        room.leases();
+    }
+    let last = Lease { attempt: u32::from(POLICY.attempts_max), ..lease };
+    assert_eq!(room.state(last.task), TaskState::Running);
+    room.fail(BOB, last, 0, "no").unwrap();
+    assert_eq!(room.state(lease.task), TaskState::Dead);
+    room.board.stop_work(BOB, 1, &mut room.log);
+    room.said();
+    let other = room.submit(ALICE, "q", &["other"])[0];
+    let dead = room.board.memory_bytes();
+    room.board.redrive(ALICE, 7, [lease.task].into_iter(), &mut room.log);
+    room.board.check();
+    room.said();
+    room.work(BOB, 2, "q", 1);
+    let mut order = room.leases();
+    assert_eq!(order[0].task, other);
+    room.complete(BOB, order[0], "").unwrap();
+    order = room.leases();
+    assert_eq!((order[0].task, order[0].attempt), (lease.task, last.attempt + 1));
+    for _ in 1..POLICY.attempts_max {
+        let again = Lease { attempt: room.seen(lease.task).attempt, ..lease };
+        room.fail(BOB, again, 0, "no").unwrap();
+        assert_ne!(room.state(lease.task), TaskState::Dead);
+        room.leases();
+    }
+    let again = Lease { attempt: room.seen(lease.task).attempt, ..lease };
+    room.fail(BOB, again, 0, "no").unwrap();
+    assert_eq!(room.state(lease.task), TaskState::Dead);
+    room.board.purge(ALICE, 8, [lease.task].into_iter(), &mut room.log);
+    room.board.check();
+    assert_eq!(room.state(lease.task), TaskState::Unknown);
+    assert!(room.board.memory_bytes() <= dead, "nothing of it is kept");
+}
