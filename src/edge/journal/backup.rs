@@ -1,11 +1,12 @@
 //! A copy of a journal while it is written to: snapshots, and segments as far as they are durable.
 //!
-//! Files are opened first and read later, so that trimming does not take them away; and they only grow, so that what is read
-//! up to a length is what was there. Snapshots are opened before the segments are asked for: whichever of them is whole
+//! Files are opened first and read later, so that trimming does not take them away, and locked, so that no other segment is written over
+//! them; and they only grow, so that what is read up to a length is what was there. Snapshots are opened before the segments are asked for: whichever of them is whole
 //! is followed by the segments that it needs.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::format::segment_name;
@@ -41,14 +42,21 @@ pub fn snapshot_parts(dir: &Path) -> io::Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Opens segments as they are told to be.
+/// Opens segments as they are told to be, and keeps them as they are until they are closed.
 ///
 /// # Errors
 /// One cannot be opened: [`io::ErrorKind::NotFound`] if it was removed meanwhile, begin again then.
 pub fn segment_parts(dir: &Path, segments: &[Segment]) -> io::Result<Vec<Part>> {
     let open = |s: &Segment| {
         let name = segment_name(s.first.0);
-        Ok(Part { file: File::open(dir.join(&name))?, name, bytes: s.bytes })
+        let file = File::open(dir.join(&name))?;
+        file.lock_shared()?;
+        // Before it was locked it may have become another one.
+        let named = std::fs::metadata(dir.join(&name))?;
+        match (named.dev(), named.ino()) == (file.metadata()?.dev(), file.metadata()?.ino()) {
+            true => Ok(Part { file, name, bytes: s.bytes }),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     };
     segments.iter().map(open).collect()
 }

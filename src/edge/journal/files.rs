@@ -102,6 +102,9 @@ pub trait File: Send + Sync + 'static {
     /// The system does not tell.
     fn size(&self) -> io::Result<u64>;
 
+    /// Whether nobody has the file locked to copy it.
+    fn is_free(&self) -> bool;
+
     /// From now on writes go past the system's page cache (`true`), or through it. Those past it are whole blocks of 4 KiB, in the file
     /// as in memory. Gives whether it is done so; it may still turn out that writes are refused with
     /// [`io::ErrorKind::InvalidInput`].
@@ -239,6 +242,10 @@ impl File for fs::File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn is_free(&self) -> bool {
+        self.try_lock().is_ok() && self.unlock().is_ok()
     }
 
     fn direct(&self, on: bool) -> bool {

@@ -213,7 +213,7 @@ impl<F: Files> Tail<F> {
             header.used = spare.is_some();
             match make(&self.files, &header, spare.as_deref()) {
                 Ok(made) => break made,
-                // Somebody who needed space has removed it.
+                // Somebody who needed space has removed it, or somebody copies it.
                 Err(e) if spare.is_some() && e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => self.is_full(&e, "make the segment after")?,
             }
@@ -313,7 +313,9 @@ fn make<F: Files>(files: &F, header: &SegmentHeader, spare: Option<&str>) -> io:
         Some(spare) => files
             .rename(spare, &new)
             .and_then(|()| files.sync_dir().map_err(|e| not_space(&e)))
-            .and_then(|()| files.open(&new)),
+            .and_then(|()| files.open(&new))
+            // Somebody who copies it has it open under its old name.
+            .and_then(|file| if file.is_free() { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }),
     };
     let made = file.and_then(|file| {
         let bytes = header.encode();

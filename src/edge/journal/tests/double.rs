@@ -494,6 +494,10 @@ impl File for MemFile {
         })
     }
 
+    fn is_free(&self) -> bool {
+        true
+    }
+
     fn direct(&self, on: bool) -> bool {
         self.direct.store(on, Ordering::Relaxed);
         true

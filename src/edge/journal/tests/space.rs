@@ -140,6 +140,39 @@ fn long_records_come_back_whole() {
     assert!(read.iter().map(|r| &r.body[..]).eq(bodies.iter().map(|b| &b[..])));
 }
 
+/// A copy has its files open while the journal goes on: what it reads is what was there.
+#[test]
+fn a_file_that_is_being_copied_is_not_written_over() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = Directory::new(dir.path()).expect("made");
+    let mut journal = LocalJournal::open(files, small(), Position::NONE).expect("opens");
+    let (mut writer, _) = journal.fence(1, "n").expect("fenced");
+    let fill = |writer: &mut LocalWriter<Directory>, segments: usize, byte: u8| {
+        while writer.segments().len() < segments {
+            writer.append(&[byte; 500], 1).expect("space");
+        }
+    };
+    fill(&mut writer, 3, 1);
+    let old = writer.segments();
+    let copied = |parts| {
+        let mut archive = Vec::new();
+        write_archive(parts, &mut archive).expect("copied");
+        archive
+    };
+    let expected = copied(segment_parts(dir.path(), &old[..1]).expect("there"));
+    let parts = segment_parts(dir.path(), &old[..1]).expect("there");
+    old[..2].iter().for_each(|s| writer.remove(s.first).expect("removed"));
+    assert!(segment_parts(dir.path(), &old[..1]).is_err(), "it is gone for whoever comes later");
+    fill(&mut writer, 4, 2);
+    assert!(copied(parts) == expected, "another segment was written over it");
+    let spares = || {
+        std::fs::read_dir(dir.path())
+            .expect("there")
+            .filter(|e| e.as_ref().expect("there").file_name().to_string_lossy().ends_with(".spare"))
+    };
+    assert_eq!(spares().count(), 0, "the other file was used, this one was not kept");
+}
+
 #[test]
 fn one_process_has_the_journal() {
     let dir = tempfile::tempdir().expect("a directory");
