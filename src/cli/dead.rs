@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hive_client::{Client, Outcome, TaskId};
+use hive_client::{Client, Code, Outcome, TaskId};
 use serde_json::{Map, json};
 
 use super::failure::Failure;
@@ -87,7 +87,7 @@ async fn list(queue: &str, matching: Option<&str>, limit: u32, reach: &Reach) ->
     let target = reach.target();
     let client = target.one_shot().await?;
     let asked = if matching.is_some() { LIST } else { limit };
-    let dead = listed(&client, &target, queue, asked).await?;
+    let (dead, all) = listed(&client, &target, queue, asked).await?;
     client.close().await;
     let shown = dead.iter().filter(|d| matches(d, matching)).take(limit as usize);
     for d in shown {
@@ -101,6 +101,9 @@ async fn list(queue: &str, matching: Option<&str>, limit: u32, reach: &Reach) ->
         object.insert("attempt".into(), json!(d.attempt));
         object.insert("error".into(), json!(error(d)));
         output::json_line(&object)?;
+    }
+    if !all && (matching.is_some() || dead.len() < limit as usize) {
+        eprintln!("only the newest {} were looked at", dead.len());
     }
     Ok(())
 }
@@ -122,16 +125,18 @@ async fn change(which: &Which, reach: &Reach, change: Change) -> Result<(), Fail
     // What dies anew meanwhile is not of those that were meant.
     let (mut seen, mut done, mut refused) = (HashSet::new(), 0, 0);
     loop {
+        let mut all = true;
         let some = match which.tasks.is_empty() {
             true => {
-                let dead = listed(&client, &target, &which.queue, LIST).await?;
+                let (dead, complete) = listed(&client, &target, &which.queue, LIST).await?;
+                all = complete;
                 let meant = dead.iter().filter(|d| matches(d, which.matching.as_deref()));
                 meant.map(|d| d.task).filter(|t| seen.insert(*t)).collect()
             }
             false => which.tasks.iter().copied().filter(|t| seen.insert(*t)).collect::<Vec<_>>(),
         };
         if change == Change::Count {
-            return count(&client, which, some.len(), reach.json).await;
+            return count(&client, which, some.len(), all, reach.json).await;
         }
         for some in some.chunks(CHANGE) {
             let answers = match change {
@@ -145,8 +150,13 @@ async fn change(which: &Which, reach: &Reach, change: Change) -> Result<(), Fail
                 tell(*task, why, reach.json)?;
             }
         }
-        // One listing does not hold more.
-        if some.len() < LIST as usize {
+        if all {
+            break;
+        }
+        if some.is_empty() {
+            eprintln!(
+                "only the newest dead letters were looked at: older ones are behind more than one answer holds"
+            );
             break;
         }
     }
@@ -159,12 +169,12 @@ async fn change(which: &Which, reach: &Reach, change: Change) -> Result<(), Fail
     }
 }
 
-async fn count(client: &Client, which: &Which, tasks: usize, json: bool) -> Result<(), Failure> {
+async fn count(client: &Client, which: &Which, tasks: usize, all: bool, json: bool) -> Result<(), Failure> {
     client.close().await;
     if json {
         output::json_line(&json!({"queue": which.queue, "dead": tasks}))?;
     }
-    let least = if tasks >= LIST as usize { "at least " } else { "" };
+    let least = if all { "" } else { "at least " };
     Err(Failure::new(
         format!("{least}{tasks} dead letters of {} would be forgotten", which.queue),
         "nothing was done",
@@ -183,9 +193,24 @@ fn tell(task: TaskId, refused: Option<String>, json: bool) -> Result<(), Failure
     }
 }
 
-async fn listed(client: &Client, target: &Target, queue: &str, limit: u32) -> Result<Vec<Outcome>, Failure> {
-    let dead = client.list_dead(queue, limit).await;
-    dead.map_err(|e| Failure::client("list dead letters", &target.server, &e))
+/// Dead letters, and whether there are no more than these.
+async fn listed(
+    client: &Client,
+    target: &Target,
+    queue: &str,
+    mut limit: u32,
+) -> Result<(Vec<Outcome>, bool), Failure> {
+    loop {
+        match client.list_dead(queue, limit).await {
+            // Long errors: fewer of them in one answer.
+            Err(e) if e.code() == Some(Code::MessageTooLarge) && limit > 1 => limit /= 2,
+            Err(e) => return Err(Failure::client("list dead letters", &target.server, &e)),
+            Ok(dead) => {
+                let all = dead.len() < limit as usize;
+                return Ok((dead, all));
+            }
+        }
+    }
 }
 
 fn error(dead: &Outcome) -> String {

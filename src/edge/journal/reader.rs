@@ -126,7 +126,10 @@ impl<F: Files> Reader for LocalReader<F> {
     fn get(&mut self, at: Position) -> Result<Record, ReadError> {
         let mut spot = self.shared.view.read().find(at)?;
         if spot.mark.is_none() {
-            self.index(spot.first)?;
+            if let Err(e) = self.index(spot.first) {
+                self.shared.view.read().find(at)?; // removed while it was read?
+                return Err(e);
+            }
             spot = self.shared.view.read().find(at)?;
         }
         let got = self.read(spot, at);

@@ -5,7 +5,8 @@
 //! nothing is repaired and nothing is changed.
 //!
 //! What remains behind the rule: a flipped bit in the very last record looks like a torn append, so that an acknowledged record can
-//! be cut there. It is told ([`Recovered::cut`]), and every earlier record is beyond it.
+//! be cut there. It is told ([`Recovered::cut`]), and every earlier record is beyond it. In a file that was another segment before it is
+//! told unless the record's whole beginning is gone: what was there before looks like that as well.
 
 use std::io;
 

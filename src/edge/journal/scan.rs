@@ -289,10 +289,18 @@ impl<F: File> Window<F> {
             }
             dirty = true;
             place += zeroes / ALIGN * ALIGN;
+            // Records are no shorter than their headers.
+            let most = chain.position + 1 + (place - at) / RECORD_HEADER as u64;
             if let Ok(h) = self.header(place)?
                 && h.position > chain.position
+                && (!used || h.position <= most && h.epoch >= chain.epoch)
             {
-                let Some(left) = budget.checked_sub(h.stride()) else { return Ok(Tail::Suspicious(place)) };
+                let Some(left) = budget.checked_sub(h.stride()) else {
+                    match used {
+                        true => break, // what clients once put there must not keep the server from starting
+                        false => return Ok(Tail::Suspicious(place)),
+                    }
+                };
                 budget = left;
                 if self.record(place, salt, None)?.is_ok() {
                     return Ok(Tail::Record(place, h));

@@ -101,8 +101,8 @@ impl<F: Files> Tail<F> {
             spares: Vec::new(),
             broken: None,
         };
-        tail.restore_reserve();
         tail.find_spares();
+        tail.restore_reserve();
         tail.tell_synced(end);
         tail
     }
@@ -291,9 +291,16 @@ impl<F: Files> Tail<F> {
             return true;
         }
         let bytes = self.options.reserve_bytes;
-        let file = self.files.open(RESERVE).or_else(|_| self.files.create(RESERVE));
-        let kept = file.and_then(|f| f.allocate(bytes * 2).and_then(|()| f.set_len(bytes)));
-        self.reserve = kept.is_ok();
+        let keep = || {
+            let file = self.files.open(RESERVE).or_else(|_| self.files.create(RESERVE));
+            file.and_then(|f| f.allocate(bytes * 2).and_then(|()| f.set_len(bytes))).is_ok()
+        };
+        // Files that are kept for later are worth less.
+        self.reserve = keep() || {
+            let spares = std::mem::take(&mut self.spares);
+            let gone = spares.iter().filter(|name| self.files.remove(name).is_ok()).count();
+            gone > 0 && self.files.sync_dir().is_ok() && keep()
+        };
         if !self.reserve {
             // What it has taken must not be missing elsewhere. If even that fails, the next start tries again.
             let _ = self.files.remove(RESERVE);

@@ -185,8 +185,10 @@ impl Board {
             let unsettled = |id: &TaskId| {
                 self.is_spilled(*id) || self.find(*id).is_some_and(|s| !self.table[s].state.is_final())
             };
+            // An outcome that was there once counts, even if the task was a dead letter and waits again.
+            let counts = |id: &&TaskId| unsettled(id) && self.waits.by_task.contains(&(id.seq(), handle));
             let mine: BTreeSet<(u64, u32)> =
-                w.ids.iter().filter(|id| unsettled(id)).map(|id| (id.seq(), handle)).collect();
+                w.ids.iter().filter(counts).map(|id| (id.seq(), handle)).collect();
             assert!(w.left > 0 && (w.left == mine.len() || w.left == 1), "a wait that is over stays");
             assert!(self.sessions[&w.session].waits.contains(&handle));
             assert!(self.waits.deadlines.iter().any(|e| (e.0.1, e.0.2) == (handle, w.generation)));

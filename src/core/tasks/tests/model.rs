@@ -107,6 +107,8 @@ struct Model {
     /// Last task that each lane gave out for the first time.
     first_given: BTreeMap<(usize, usize), TaskId>,
     waits: BTreeMap<u32, (SessionId, bool, Tick, Vec<TaskId>)>,
+    /// Waits, and outcomes that they have counted although there are none any more.
+    counted: BTreeSet<(u32, TaskId)>,
     /// How many items of a request must be accepted.
     accepted: BTreeMap<u32, u16>,
 }
@@ -131,6 +133,7 @@ impl Model {
             self.tasks.remove(task);
         } else {
             (t.state, t.failed, t.outcomes) = (TaskState::Waiting, 0, 0);
+            self.counted.extend(self.waits.keys().map(|wait| (*wait, *task)));
         }
         true
     }
@@ -199,11 +202,12 @@ impl Model {
 
     /// Waits that are over.
     fn over(&self, now: Tick) -> BTreeSet<u32> {
-        let done = |id: &TaskId| self.tasks.get(id).is_none_or(|t| t.state.is_final());
-        let over = |any: bool, at: Tick, ids: &[TaskId]| {
-            at <= now || ids.is_empty() || if any { ids.iter().any(done) } else { ids.iter().all(done) }
+        let is_final = |id: &TaskId| self.tasks.get(id).is_none_or(|t| t.state.is_final());
+        let over = |(request, (_, any, at, ids)): &(&u32, &(SessionId, bool, Tick, Vec<TaskId>))| {
+            let done = |id: &TaskId| is_final(id) || self.counted.contains(&(**request, *id));
+            *at <= now || ids.is_empty() || if *any { ids.iter().any(done) } else { ids.iter().all(done) }
         };
-        self.waits.iter().filter(|(_, (_, any, at, ids))| over(*any, *at, ids)).map(|(r, _)| *r).collect()
+        self.waits.iter().filter(over).map(|(r, _)| *r).collect()
     }
 }
 

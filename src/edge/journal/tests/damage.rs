@@ -285,6 +285,21 @@ fn look_alikes_do_not_keep_recovery_busy() {
     }
     let e = torn(&tail).expect_err("refused").to_string();
     assert!(e.contains("too much looks like records"), "{e}");
+    // What clients have left in a file that was another segment does not keep a server from starting.
+    let files = MemFiles::new();
+    let header = SegmentHeader { salt: 7, first: 1, prev: 0, epoch: 0, used: true };
+    let near = |i: usize| Header {
+        len: ((count - i) * 32 - 32) as u32,
+        crc: 0,
+        prev: 0,
+        position: 3,
+        epoch: 9,
+        ops: 1,
+    };
+    let left: Vec<u8> = (0..count).flat_map(|i| near(i).encode()).collect();
+    files.put(&segment_name(1), &[&header.encode()[..], &record(7, 0, 1, b"one"), &[1; 64], &left].concat());
+    let found = open(&files, 0).expect("opens");
+    assert_eq!((found.recovered().last.0, &found.recovered().cut), (1, &None));
 }
 
 #[test]
