@@ -3,7 +3,7 @@
 use super::crash::History;
 use super::*;
 use crate::actors::journal::conformance::read_all;
-use crate::actors::journal::{AppendError, OpenError, Writer};
+use crate::actors::journal::{AppendError, OpenError, Segment, Writer};
 
 #[test]
 fn a_full_disk_loses_nothing_and_is_survived() {
@@ -104,6 +104,30 @@ fn files_kept_for_later_are_given_up_before_the_space_for_the_end() {
     (1..=3).for_each(|n| files.put(&format!("{n:020}.spare"), &[1; 8192]));
     let _journal = LocalJournal::open(files.clone(), small(), start).expect("opens");
     assert_eq!(spares(), 2);
+}
+
+/// What others have taken of the disk is missed for the end first: files kept for later are worth less.
+#[test]
+fn files_kept_for_later_make_room_for_the_space_for_the_end() {
+    let files = MemFiles::new();
+    let open = |start| LocalJournal::open(files.clone(), small(), start).expect("opens");
+    let mut journal = open(Position::NONE);
+    let (mut writer, _) = journal.fence(1, "n").expect("fenced");
+    while writer.segments().len() < 4 {
+        writer.append(&[1; 500], 1).expect("space");
+    }
+    let sealed: Vec<Segment> = writer.segments().into_iter().filter(|s| s.sealed).collect();
+    sealed[..2].iter().for_each(|s| writer.remove(s.first).expect("removed"));
+    let start = sealed[1].last;
+    drop((writer, journal));
+    let has = |ending: &str| files.files().iter().filter(|(name, _)| name.ends_with(ending)).count();
+    assert_eq!((has(".spare"), has("reserve")), (2, 1));
+    files.remove("reserve").expect("there");
+    files.with(|d| d.space = Some(100));
+    let mut journal = open(start);
+    assert_eq!((has(".spare"), has("reserve")), (0, 1));
+    let (writer, _) = journal.fence(2, "n").expect("fenced");
+    assert!(!writer.low_space());
 }
 
 /// It takes the setting, and then writes nothing by it.
