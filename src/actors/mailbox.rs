@@ -50,13 +50,6 @@ pub struct Batch {
     pub quiet: bool,
 }
 
-impl Batch {
-    /// Whether there is but one thing in it.
-    pub fn is_one_thing(&self) -> bool {
-        is_one_thing(&self.chunk)
-    }
-}
-
 /// Whether complete frames are but one, about one task at most.
 pub fn is_one_thing(frames: &[u8]) -> bool {
     FrameRef::parse(frames).is_some_and(|f| f.bytes() == frames.len() && f.prefix.count <= 1)

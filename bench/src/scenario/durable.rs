@@ -66,7 +66,7 @@ impl Floor {
         echo::probe(plan.size, cores, ECHOES, echoes)
     }
 
-    fn describe(mut self, server: &Server, tally: &mut Tally, report: &mut Report) -> Result<()> {
+    fn describe(mut self, tally: &mut Tally, report: &mut Report) {
         let [ack, ack_p99] = [0.5, 0.99].map(|q| tally.acknowledged.quantile_us(q));
         let [sync, sync_p99] = [0.5, 0.99].map(|q| self.syncs.quantile_us(q));
         let echo = self.echoes.quantile_us(0.5);
@@ -78,9 +78,6 @@ impl Floor {
         report.set("ack_over_floor", ack / (sync + echo));
         // With one task in flight no other's sync can have covered it.
         report.set("ack_before_sync", ack < sync);
-        let rate = disk::write_rate(server.folder()).context("writing in sequence")?;
-        report.set("disk_write_bytes_per_s", rate as u64);
-        Ok(())
     }
 }
 
@@ -106,15 +103,22 @@ pub(super) fn describe(
         );
         report.set("disk_written_bytes_per_task", written as f64 / tally.accepted.max(1) as f64);
     }
-    if plan.system == Name::Hive && plan.scenario == Scenario::Task {
+    let journals = plan.system == Name::Hive && plan.scenario == Scenario::Task;
+    if !journals && floor.is_none() {
+        return Ok(());
+    }
+    let disk = disk::write_rate(server.folder()).context("writing in sequence")?;
+    report.set("disk_write_bytes_per_s", disk as u64);
+    if journals {
         let bytes = http::journal_bytes(server).context("reading the server's status")?;
         let each = bytes as f64 / tally.accepted.max(1) as f64;
-        let disk = disk::write_rate(server.folder()).context("writing in sequence")?;
         report.set("journal_bytes_per_task", each);
-        report.set("disk_write_bytes_per_s", disk as u64);
         report.set("journal_over_disk", each * report.rate_per_s / disk);
     }
-    floor.map_or(Ok(()), |f| f.describe(server, tally, report))
+    if let Some(floor) = floor {
+        floor.describe(tally, report);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

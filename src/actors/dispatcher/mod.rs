@@ -22,7 +22,7 @@ use super::Clock;
 use super::busy;
 use super::directory::{InFlight, Peer};
 use super::journaler::{Desk, Journaled, Order};
-use super::mailbox::{Batch, Input};
+use super::mailbox::{Batch, Input, is_one_thing};
 use super::stats::{Histogram, Quantiles};
 use super::supervise::{DeathGuard, Fault};
 use super::timer::Timer;
@@ -197,7 +197,7 @@ impl Dispatcher {
         assert!(!std::mem::take(&mut self.fault), "injected fault");
         self.board.set_elsewhere(self.legacy.borrow().setup.directory.pool.subscriptions());
         if let [Input::Frames(batch)] = &self.inputs[..]
-            && batch.is_one_thing()
+            && is_one_thing(&batch.chunk)
         {
             busy::alone(batch.read_at);
         }

@@ -1,9 +1,9 @@
 //! Dead letters: listed, given all their attempts again, or forgotten.
 
 use hive_proto::error::Code;
-use hive_proto::items::Refused;
 use hive_proto::{SessionId, TaskId, TaskState, WireError};
 
+use super::ops::Ops;
 use super::outcome::End;
 use super::table::Slot;
 use super::{Board, TaskSink};
@@ -42,11 +42,8 @@ impl Board {
         ids: impl Iterator<Item = TaskId>,
         sink: &mut impl TaskSink,
     ) {
-        self.each_dead(from, request, ids, sink, |board, slot| {
-            if board.is_durable(slot) {
-                board.ops.redrive(board.table.seq(slot));
-            }
-            board.revive(slot);
+        self.each_task(from, request, ids, sink, |board, task, _| {
+            board.end_dead(task, Ops::redrive, Self::revive)
         });
     }
 
@@ -58,36 +55,23 @@ impl Board {
         ids: impl Iterator<Item = TaskId>,
         sink: &mut impl TaskSink,
     ) {
-        self.each_dead(from, request, ids, sink, |board, slot| {
-            if board.is_durable(slot) {
-                board.ops.purge(board.table.seq(slot));
-            }
-            board.forget_dead(slot);
+        self.each_task(from, request, ids, sink, |board, task, _| {
+            board.end_dead(task, Ops::purge, Self::forget_dead)
         });
     }
 
-    fn each_dead(
+    fn end_dead(
         &mut self,
-        from: SessionId,
-        request: u32,
-        ids: impl Iterator<Item = TaskId>,
-        sink: &mut impl TaskSink,
-        apply: impl Fn(&mut Self, Slot),
-    ) {
-        self.refused.clear();
-        let mut accepted = 0;
-        for (index, task) in ids.enumerate() {
-            match self.find_dead(task) {
-                Ok(slot) => {
-                    apply(self, slot);
-                    accepted += 1;
-                }
-                Err(code) => {
-                    self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 });
-                }
-            }
+        task: TaskId,
+        log: fn(&mut Ops, u64),
+        apply: fn(&mut Self, Slot),
+    ) -> Result<(), Code> {
+        let slot = self.find_dead(task)?;
+        if self.is_durable(slot) {
+            log(&mut self.ops, task.seq());
         }
-        self.answer(from, request, accepted, true, sink);
+        apply(self, slot);
+        Ok(())
     }
 
     fn find_dead(&self, task: TaskId) -> Result<Slot, Code> {

@@ -166,10 +166,22 @@ impl Board {
         ids: impl Iterator<Item = TaskId>,
         sink: &mut impl TaskSink,
     ) {
+        self.each_task(from, request, ids, sink, |board, task, sink| board.cancel_one(now, task, sink));
+    }
+
+    /// The frame of what is decided by task ids: each is judged by itself, the refused are told.
+    pub(super) fn each_task<S: TaskSink>(
+        &mut self,
+        from: SessionId,
+        request: u32,
+        ids: impl Iterator<Item = TaskId>,
+        sink: &mut S,
+        mut apply: impl FnMut(&mut Self, TaskId, &mut S) -> Result<(), Code>,
+    ) {
         self.refused.clear();
         let mut accepted = 0;
         for (index, task) in ids.enumerate() {
-            match self.cancel_one(now, task, sink) {
+            match apply(self, task, sink) {
                 Ok(()) => accepted += 1,
                 Err(code) => {
                     self.refused.push(Refused { index: index as u16, code: code as u16, retry_after_ms: 0 });
@@ -249,7 +261,7 @@ impl Board {
         self.answer(from, request, accepted, durable && decides, sink);
     }
 
-    pub(super) fn answer(
+    fn answer(
         &mut self,
         from: SessionId,
         request: u32,

@@ -24,15 +24,43 @@ const ZERO_SLICES: usize = 16;
 const PIECE: usize = 1024 * 1024;
 
 #[repr(align(4096))]
-struct Aligned([u8; 64 * 1024]);
-static ZEROES: Aligned = Aligned([0; 64 * 1024]);
+struct Zeroes([u8; 64 * 1024]);
+static ZEROES: Zeroes = Zeroes([0; 64 * 1024]);
+
+/// Memory that begins with a block, as reads and writes past the page cache want it.
+#[derive(Debug)]
+pub(super) struct Aligned {
+    bytes: Vec<u8>,
+    begin: usize,
+    len: usize,
+}
+
+impl Aligned {
+    pub(super) fn new(len: usize) -> Self {
+        let bytes = vec![0; len + BLOCK as usize];
+        let begin = bytes.as_ptr().align_offset(BLOCK as usize);
+        Self { bytes, begin, len }
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.begin..][..self.len]
+    }
+}
+
+impl std::ops::DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.begin..][..self.len]
+    }
+}
 
 /// The way of a file's end to the disk.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// One piece, aligned, from `begin` on.
-    buf: Vec<u8>,
-    begin: usize,
+    /// One piece.
+    buf: Aligned,
     /// What the file's last block holds, if it is not full.
     held: Vec<u8>,
     /// Writes go past the page cache.
@@ -42,9 +70,7 @@ pub(super) struct Blocks {
 impl Blocks {
     /// Goes on in a file that ends with `held`, which begins with a block. `direct`: past the page cache, if that is possible.
     pub(super) fn new<F: File>(file: &F, held: &[u8], direct: bool) -> Self {
-        let buf = vec![0; PIECE + BLOCK as usize];
-        let begin = buf.as_ptr().align_offset(BLOCK as usize);
-        let mut blocks = Self { buf, begin, held: Vec::with_capacity(BLOCK as usize), direct };
+        let mut blocks = Self { buf: Aligned::new(PIECE), held: Vec::with_capacity(BLOCK as usize), direct };
         blocks.go_on(file, held);
         blocks
     }
@@ -69,34 +95,34 @@ impl Blocks {
         ahead: u64,
     ) -> io::Result<u64> {
         let (mut to, mut filled) = (at - self.held.len() as u64, self.held.len());
-        self.buf[self.begin..][..filled].copy_from_slice(&self.held);
+        self.buf[..filled].copy_from_slice(&self.held);
         for mut part in parts {
             while filled + part.len() > PIECE {
                 let (now, later) = part.split_at(PIECE - filled);
-                self.buf[self.begin + filled..][..now.len()].copy_from_slice(now);
+                self.buf[filled..][..now.len()].copy_from_slice(now);
                 self.write(file, PIECE, 0, to)?;
                 (to, filled, part) = (to + PIECE as u64, 0, later);
             }
-            self.buf[self.begin + filled..][..part.len()].copy_from_slice(part);
+            self.buf[filled..][..part.len()].copy_from_slice(part);
             filled += part.len();
         }
         let whole = filled.next_multiple_of(BLOCK as usize);
-        self.buf[self.begin + filled..self.begin + whole].fill(0);
+        self.buf[filled..whole].fill(0);
         let written = self.write(file, whole, ahead as usize, to)?;
         self.held.clear();
         let last = filled / BLOCK as usize * BLOCK as usize;
-        self.held.extend_from_slice(&self.buf[self.begin + last..self.begin + filled]);
+        self.held.extend_from_slice(&self.buf[last..filled]);
         Ok(to + written / BLOCK * BLOCK)
     }
 
     /// Writes the first bytes of the buffer, and zeroes.
     fn write<F: File>(&mut self, file: &F, len: usize, ahead: usize, to: u64) -> io::Result<u64> {
-        match write_all(file, &mut Self::parts(&self.buf[self.begin..][..len], ahead)[..], to, len as u64) {
+        match write_all(file, &mut Self::parts(&self.buf[..len], ahead)[..], to, len as u64) {
             // The file system took the setting, and would not write by it: blocks of its own size, perhaps.
             Err(e) if self.direct && e.kind() == io::ErrorKind::InvalidInput => {
                 file.direct(false);
                 self.direct = false;
-                write_all(file, &mut Self::parts(&self.buf[self.begin..][..len], ahead)[..], to, len as u64)
+                write_all(file, &mut Self::parts(&self.buf[..len], ahead)[..], to, len as u64)
             }
             written => written,
         }

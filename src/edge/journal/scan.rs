@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::blocks::BLOCK;
+use super::blocks::{Aligned, BLOCK};
 use super::files::File;
 use super::format::{ALIGN, Header, RECORD_HEADER, SEGMENT_HEADER, u32_at, u64_at};
 
@@ -19,9 +19,7 @@ const SEARCH_FACTOR: u64 = 8;
 #[derive(Debug)]
 pub(super) struct Window<F> {
     file: F,
-    /// The bytes are behind `begin`, which is aligned for reads past the page cache.
-    buf: Vec<u8>,
-    begin: usize,
+    buf: Aligned,
     from: u64,
     filled: usize,
     end: u64,
@@ -107,15 +105,14 @@ impl<F: File> Window<F> {
     /// Sees the bytes of `file` before `end`. The buffer is no longer than that.
     pub(super) fn new(file: F, end: u64, buffer: usize) -> Self {
         let buffer = buffer.min(end.max(RECORD_HEADER as u64) as usize);
-        Self { file, buf: vec![0; buffer], begin: 0, from: 0, filled: 0, end, direct: false }
+        Self { file, buf: Aligned::new(buffer), from: 0, filled: 0, end, direct: false }
     }
 
     /// The same past the page cache, if that is possible: for what is read once. A buffer of two blocks at least.
     pub(super) fn past_cache(file: F, end: u64, buffer: usize) -> Self {
-        let buf = vec![0; (buffer.max(2 * BLOCK as usize) + BLOCK as usize).next_multiple_of(BLOCK as usize)];
-        let begin = buf.as_ptr().align_offset(BLOCK as usize);
+        let buf = Aligned::new(buffer.max(2 * BLOCK as usize).next_multiple_of(BLOCK as usize));
         let direct = file.direct(true);
-        Self { file, buf, begin, from: 0, filled: 0, end, direct }
+        Self { file, buf, from: 0, filled: 0, end, direct }
     }
 
     pub(super) fn file(&self) -> &F {
@@ -142,21 +139,19 @@ impl<F: File> Window<F> {
             self.fill(at, want)?;
         }
         let from = (at - self.from) as usize;
-        Ok(&self.buf[self.begin..][from..from + want.min(self.filled - from)])
+        Ok(&self.buf[from..from + want.min(self.filled - from)])
     }
 
     /// What the buffer holds if `at` is the first that is wanted, bytes.
     fn room(&self, at: u64) -> usize {
-        match self.direct {
-            true => (self.buf.len() - self.begin) / BLOCK as usize * BLOCK as usize - (at % BLOCK) as usize,
-            false => self.buf.len() - self.begin,
-        }
+        let before = if self.direct { (at % BLOCK) as usize } else { 0 };
+        self.buf.len() - before
     }
 
     /// What the buffer holds from an offset on, at least one byte before the end.
     fn buffered(&mut self, at: u64) -> io::Result<&[u8]> {
         self.bytes(at, 1)?;
-        Ok(&self.buf[self.begin..][(at - self.from) as usize..self.filled])
+        Ok(&self.buf[(at - self.from) as usize..self.filled])
     }
 
     /// Reads what comes at `at`, while nobody waits for it, unless enough of it is here. What cannot be read is told when it is wanted.
@@ -179,7 +174,7 @@ impl<F: File> Window<F> {
         let most = if self.direct { left.next_multiple_of(BLOCK as usize) } else { left };
         let most = most.min(before + self.room(at)).min(ahead);
         while self.filled < want {
-            let into = &mut self.buf[self.begin..][self.filled..most];
+            let into = &mut self.buf[self.filled..most];
             match self.file.read_at(into, self.from + self.filled as u64) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => self.filled += n,
@@ -205,7 +200,7 @@ impl<F: File> Window<F> {
         let filled = kept.map_or(0, |skip| self.filled - skip);
         let filled = if self.direct { filled / BLOCK as usize * BLOCK as usize } else { filled };
         if let Some(skip) = kept {
-            self.buf[self.begin..].copy_within(skip..skip + filled, 0);
+            self.buf.copy_within(skip..skip + filled, 0);
         }
         (self.from, self.filled) = (from, filled);
     }

@@ -70,10 +70,10 @@ impl<F: Files> Tail<F> {
         let name = format::segment_name(last.first);
         let file = files.open(&name).map_err(|e| failed("open", files, &name, e))?;
         file.set_len(last.end).map_err(|e| failed("cut", files, &name, e))?;
-        let file = rewrite(file, state.last_at, last.end).map_err(|e| failed("rewrite", files, &name, e))?;
+        let (file, held) =
+            rewrite(file, state.last_at, last.end).map_err(|e| failed("rewrite", files, &name, e))?;
         file.sync_data().map_err(|e| failed("sync", files, &name, e))?;
         files.sync_dir().map_err(|e| failed("sync", files, "", e))?;
-        let held = last_block(&file, last.end).map_err(|e| failed("read", files, &name, e))?;
         let blocks = Blocks::new(&file, &held, options.direct);
         Ok(Self::at_end(files, options, (file, blocks, last.first), (state.chain, state.salt), last.end))
     }
@@ -275,14 +275,17 @@ impl<F: Files> Tail<F> {
             }
             names.push(RESERVE.into());
         }
+        self.release(&names).map_err(|e| self.break_down("give up space for", &e)).map(|()| true)
+    }
+
+    /// Removes files. File systems give space back when that is durable.
+    fn release(&self, names: &[String]) -> io::Result<()> {
         let remove = |name: &String| match self.files.remove(name) {
             // Somebody who needed space was faster.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        // File systems give space back when the removal is durable.
-        let released = names.iter().try_for_each(remove).and_then(|()| self.files.sync_dir());
-        released.map_err(|e| self.break_down("give up space for", &e)).map(|()| true)
+        names.iter().try_for_each(remove).and_then(|()| self.files.sync_dir())
     }
 
     /// Keeps space for the end. Twice as much must be there, or it would be gone again with the next append.
@@ -298,8 +301,7 @@ impl<F: Files> Tail<F> {
         // Files that are kept for later are worth less.
         self.reserve = keep() || {
             let spares = std::mem::take(&mut self.spares);
-            let gone = spares.iter().filter(|name| self.files.remove(name).is_ok()).count();
-            gone > 0 && self.files.sync_dir().is_ok() && keep()
+            !spares.is_empty() && self.release(&spares).is_ok() && keep()
         };
         if !self.reserve {
             // What it has taken must not be missing elsewhere. If even that fails, the next start tries again.
@@ -343,8 +345,8 @@ fn not_space(e: &io::Error) -> io::Error {
     io::Error::other(format!("sync: {e}"))
 }
 
-/// Writes the same bytes again, so that the next sync is about them.
-fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<F> {
+/// Writes the same bytes again, so that the next sync is about them. Gives what the last block before `end` holds as well.
+fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<(F, Vec<u8>)> {
     let mut window = Window::new(file, end, SCAN_BYTES);
     let mut at = from;
     while at < end {
@@ -352,23 +354,8 @@ fn rewrite<F: File>(file: F, from: u64, end: u64) -> io::Result<F> {
         write_all(window.file(), &mut [IoSlice::new(&bytes)], at, bytes.len() as u64)?;
         at += bytes.len() as u64;
     }
-    Ok(window.into_file())
-}
-
-/// What the last block before `end` holds.
-fn last_block<F: File>(file: &F, end: u64) -> io::Result<Vec<u8>> {
-    let from = end / BLOCK * BLOCK;
-    let mut held = vec![0; (end - from) as usize];
-    let mut filled = 0;
-    while filled < held.len() {
-        match file.read_at(&mut held[filled..], from + filled as u64) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(held)
+    let held = window.bytes(end / BLOCK * BLOCK, BLOCK as usize)?.to_vec();
+    Ok((window.into_file(), held))
 }
 
 /// The writer of a [`super::LocalJournal`]. Its appends are never [`AppendError::Unknown`]: a failed sync breaks the journal.
